@@ -1,0 +1,225 @@
+"""`attribute` and `compare`: the front door."""
+
+from __future__ import annotations
+
+import importlib.metadata
+from collections.abc import Iterable, Iterator, Sequence
+from typing import Any
+
+import torch
+from jaxtyping import Bool, Int
+from rich.console import Console
+from rich.progress import track
+from torch import Tensor
+
+from lens_attr.attribution.comparison import Comparison
+from lens_attr.attribution.gradients import (
+    Baseline,
+    Embeddings,
+    Explained,
+    GradientOptions,
+    explain,
+)
+from lens_attr.attribution.registry import method as method_named
+from lens_attr.attribution.relevance import Relevance
+from lens_attr.errors import InputError
+from lens_attr.graph import ModelGraph, resolve
+from lens_attr.graph.tokens import Text, TokenBatch, str_tokens, tokenize
+from lens_attr.rules import RuleSet
+from lens_attr.targets import Resolved, Target, TopLogit
+
+
+def attribute(
+    model: Any,
+    text: Text,
+    target: Target | None = None,
+    method: str | RuleSet = "attnlrp",
+    *,
+    embeddings: Embeddings = "full",
+    baseline: Baseline = None,
+    record: Sequence[str] = (),
+    batch_size: int | None = None,
+    attention_mask: Bool[Tensor, "batch pos"] | Int[Tensor, "batch pos"] | None = None,
+    progress: bool | None = None,
+    **switches: Any,
+) -> Relevance:
+    """Which tokens and heads made this prediction.
+
+    One forward and one modified backward per batch; the logits never change, and nothing is left
+    on the model: no hooks, flags or gradients.
+
+    Args:
+        model: a HookedTransformer, HookedEncoder or TransformerBridge.
+        text: a string, a list of strings (padded here), or token ids [batch, pos].
+        target: what is explained, e.g. ``la.LogitDiff(" are", " is")``; default: the top logit.
+        method: a name from ``la.methods()``, or a `RuleSet` of your own.
+        embeddings: ``"full"`` explains token plus position embedding, ``"token"`` the token's
+            alone.
+        baseline: subtracted from the embedding: None for zero, a token (``" "`` in GIM's
+            published setting), an id, or a tensor [d_model], [pos, d_model] or [batch, pos,
+            d_model].
+        record: more places to read activation x gradient: roles (``"pattern"``, ``"neurons"``,
+            ``"residual"``, ...), hook names, or globs.
+        batch_size: explain this many examples at a time, with a progress bar.
+        attention_mask: for token ids with padding; True or 1 where a token is real.
+        progress: show the bar or not; default: where there is more than one batch.
+        switches: of the preset, e.g. ``temperature=3.0`` for ``"gim"``.
+
+    Returns:
+        The relevance of every token, head and recorded place, in units of the target.
+
+    Raises:
+        InputError: an argument that cannot be used.
+        UnsupportedModelError: this model cannot be explained faithfully by this method.
+        RuleConflictError: a backward hook of yours changes a gradient where a rule acts.
+        RuleNotAppliedError: a rule did not act, so the result would be wrong.
+        NonFiniteError: NaN or infinite logits or relevance.
+    """
+    graph = resolve(model)
+    _check_options(target, embeddings, batch_size)
+    target = target or TopLogit()
+    rules = _rules(method, switches)
+    batch = tokenize(graph, text, attention_mask)
+    batch = batch.rows([0] * target.copies(batch)) if target.copies(batch) != 1 else batch
+    resolved = target.resolve(graph, batch)
+    options = GradientOptions(rules, embeddings, baseline, record)
+    parts = [
+        _widen(explain(graph, chunk, aimed, options), columns, batch.token_ids.shape[1])
+        for chunk, aimed, columns in _chunks(batch, resolved, batch_size, bool(record), progress)
+    ]
+    return _assemble(graph, batch, resolved, parts, rules, method, options)
+
+
+def compare(
+    model: Any,
+    text: Text,
+    target: Target | None = None,
+    methods: Sequence[str | RuleSet] = ("gradient_x_input", "lrp", "attnlrp", "gim"),
+    **options: Any,
+) -> Comparison:
+    """The same prediction explained by several methods: one table, one figure.
+
+    Args:
+        model: as in `attribute`, as ``text``, ``target`` and ``options``.
+        methods: names, or rule sets (called by their name).
+    """
+    if not methods:
+        raise InputError("methods is empty: name at least one, see la.methods().")
+    names = [method if isinstance(method, str) else method.name for method in methods]
+    pairs = zip(names, methods, strict=True)
+    return Comparison({n: attribute(model, text, target, m, **options) for n, m in pairs})
+
+
+def _check_options(target: Any, embeddings: str, batch_size: int | None) -> None:
+    if target is not None and not isinstance(target, Target):
+        raise InputError(
+            f"target must be la.Logit, la.LogitDiff, la.LogProb, la.TopLogit or la.Metric, got "
+            f"{type(target).__name__}: write la.Logit({target!r})."
+        )
+    if embeddings not in ("full", "token"):
+        raise InputError(f"embeddings must be 'full' or 'token', got {embeddings!r}.")
+    if batch_size is not None and batch_size < 1:
+        raise InputError(f"batch_size must be at least 1, got {batch_size}.")
+
+
+def _rules(method: str | RuleSet, switches: dict[str, Any]) -> RuleSet:
+    if isinstance(method, RuleSet):
+        if switches:
+            raise InputError(f"switches {sorted(switches)} go with a method's name, not a RuleSet.")
+        return method
+    factory = method_named(method).rules
+    try:
+        return factory(**switches)
+    except TypeError as error:
+        raise InputError(f"method {method!r}: {error}.") from error
+
+
+Chunk = tuple[TokenBatch, Resolved, Int[Tensor, " columns"]]
+
+
+def _chunks(
+    batch: TokenBatch,
+    target: Resolved,
+    size: int | None,
+    keep_width: bool,
+    progress: bool | None,
+) -> Iterator[Chunk]:
+    """Rows ``size`` at a time, without the columns that are padding in all of them."""
+    starts: Iterable[int] = range(0, len(batch), size or len(batch))
+    if progress or (progress is None and size is not None and len(batch) > size):
+        starts = track(list(starts), "explaining", console=Console(stderr=True), transient=True)
+    for start in starts:
+        index = list(range(start, min(start + (size or len(batch)), len(batch))))
+        mask = batch.attention_mask[index]
+        used = torch.ones_like(mask[0]) if keep_width else mask.any(dim=0)
+        columns = used.nonzero().flatten()
+        aimed = target.rows(index)
+        local = torch.searchsorted(columns, aimed.position)
+        yield batch.rows(index, columns), aimed.at(local), columns
+
+
+def _widen(part: Explained, columns: Int[Tensor, " columns"], width: int) -> Explained:
+    """Put the columns back where they were in the whole batch."""
+    if len(columns) < width:
+        tokens = part.tokens.new_zeros(len(part.tokens), width)
+        part.tokens = tokens.index_copy(1, columns, part.tokens)
+        batch, layers, _, heads = part.head_tokens.shape
+        empty = part.head_tokens.new_zeros(batch, layers, width, heads)
+        part.head_tokens = empty.index_copy(2, columns, part.head_tokens)
+    return part
+
+
+def _join(parts: Sequence[Tensor]) -> Tensor:
+    return torch.cat([part.detach().cpu() for part in parts])
+
+
+def _assemble(
+    graph: ModelGraph,
+    batch: TokenBatch,
+    target: Resolved,
+    parts: list[Explained],
+    rules: RuleSet,
+    method: str | RuleSet,
+    options: GradientOptions,
+) -> Relevance:
+    first = parts[0]
+    return Relevance(
+        tokens=_join([part.tokens for part in parts]),
+        token_ids=batch.token_ids.cpu(),
+        attention_mask=batch.attention_mask.cpu(),
+        str_tokens=str_tokens(graph, batch),
+        target_value=_join([part.target_value for part in parts]),
+        target=[label for part in parts for label in part.labels],
+        position=target.position.cpu(),
+        method=method if isinstance(method, str) else method.name,
+        unit=target.unit,
+        head_tokens=_join([part.head_tokens for part in parts]),
+        heads_relu_dim=_join([part.heads_relu_dim for part in parts]),
+        records={key: _join([part.records[key] for part in parts]) for key in first.records},
+        flow={key: _join([part.flow[key] for part in parts]) for key in first.flow},
+        metadata=_metadata(graph, rules, options, target, first),
+    )
+
+
+def _metadata(
+    graph: ModelGraph,
+    rules: RuleSet,
+    options: GradientOptions,
+    target: Resolved,
+    first: Explained,
+) -> dict[str, Any]:
+    baseline = options.baseline
+    shown = f"tensor {list(baseline.shape)}" if isinstance(baseline, Tensor) else baseline
+    return {
+        "model": graph.describe(),
+        "rules": rules.describe(),
+        "fired": {"points": len(first.fired), "backward_calls": sum(first.fired.values())},
+        "embeddings": options.embeddings,
+        "baseline": shown,
+        "prepend_bos": bool(getattr(graph.cfg, "default_prepend_bos", False)),
+        "notices": list(target.notices),
+        "versions": {
+            name: importlib.metadata.version(name)
+            for name in ("lens_attr", "torch", "transformer_lens", "transformers")
+        },
+    }

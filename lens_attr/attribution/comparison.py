@@ -1,0 +1,35 @@
+"""`Comparison`: several methods on one text and one target."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+import pandas as pd
+
+from lens_attr import display
+from lens_attr.attribution.relevance import Relevance
+
+if TYPE_CHECKING:
+    import plotly.graph_objects as go
+
+
+@dataclass(frozen=True)
+class Comparison:
+    """The relevance of every method for the same input and target, by method name."""
+
+    results: Mapping[str, Relevance]
+
+    def __getitem__(self, method: str) -> Relevance:
+        return self.results[method]
+
+    def to_pandas(self, example: int = 0) -> pd.DataFrame:
+        """One row per token, one column per method, for one example."""
+        first = next(iter(self.results.values()))
+        columns = {name: r.real_tokens(example).tolist() for name, r in self.results.items()}
+        return pd.DataFrame({"str_token": first.real_str_tokens(example), **columns})
+
+    def plot(self, **options: Any) -> go.Figure:
+        """The text once per method, coloured by relevance."""
+        return display.figure_of("comparison", self, **options)

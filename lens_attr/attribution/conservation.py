@@ -1,0 +1,112 @@
+"""Where relevance is lost between the target and the input, layer by layer."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+import pandas as pd
+from jaxtyping import Float
+from torch import Tensor
+
+from lens_attr.errors import InputError
+
+if TYPE_CHECKING:
+    from lens_attr.attribution.relevance import Relevance
+
+SEQUENTIAL_PARTS = ("attention", "attention output bias", "mlp", "mlp output bias")
+
+
+@dataclass(frozen=True)
+class Conservation:
+    """Target = relevance of the input + what was lost on the way.
+
+    A conserving method (LRP without biases) loses nothing. Losses are signed: relevance that
+    goes to a bias, or that a rule halves or a softmax adds, has to be somewhere, and here it is.
+
+    Attributes:
+        target_value: the explained number.
+        total: relevance of the whole input: tokens, and position (and type) embeddings.
+        parts: loss by part of the model; ``parts[...].sum()`` over the columns is the gap.
+        layers: loss by block and part, [batch, layer] each.
+        unit: unit of all of them.
+    """
+
+    target_value: Float[Tensor, " batch"]
+    total: Float[Tensor, " batch"]
+    parts: dict[str, Float[Tensor, " batch"]]
+    layers: dict[str, Float[Tensor, "batch layer"]]
+    unit: str
+
+    @property
+    def gap(self) -> Float[Tensor, " batch"]:
+        """target - total: what the input does not account for."""
+        return self.target_value - self.total
+
+    @property
+    def relative_gap(self) -> Float[Tensor, " batch"]:
+        """|gap| / |target|; infinite where the target is 0 and the gap is not."""
+        return self.gap.abs() / self.target_value.abs()
+
+    def to_pandas(self, example: int = 0) -> pd.DataFrame:
+        """One row per block and part, top of the model first: layer, part, lost, unit."""
+        rows: list[tuple[int | None, str, float]] = []
+        for name, lost in self.parts.items():
+            if name not in self.layers:
+                rows.append((None, name, float(lost[example])))
+        n_layers = next(iter(self.layers.values())).shape[1] if self.layers else 0
+        for layer in reversed(range(n_layers)):
+            for name, lost in self.layers.items():
+                rows.append((layer, name, float(lost[example, layer])))
+        frame = pd.DataFrame(rows, columns=["layer", "part", "lost"])
+        return frame.assign(layer=frame["layer"].astype("Int64"), unit=self.unit)
+
+    def __str__(self) -> str:
+        lines = []
+        for example in range(len(self.total)):
+            target, total = float(self.target_value[example]), float(self.total[example])
+            where = ", ".join(f"{name} {float(v[example]):+.3f}" for name, v in self.parts.items())
+            lines.append(
+                f"target {target:.3f} = input {total:.3f} + lost {target - total:+.3f} ({where})"
+            )
+        return "\n".join(lines)
+
+
+def conservation_of(relevance: Relevance) -> Conservation:
+    """Follow the summed relevance from the target down to the embeddings.
+
+    Raises:
+        InputError: the method records no flow.
+    """
+    flow = relevance.flow
+    if "stream" not in flow:
+        raise InputError(f"method {relevance.method!r} does not trace relevance through layers.")
+    stream, total = flow["stream"], flow["embedding"]
+    layers = _lost_per_layer(flow)
+    parts = {"final norm and unembedding": relevance.target_value.to(stream) - stream[:, -1]}
+    parts |= {name: lost.sum(dim=1) for name, lost in layers.items()}
+    parts["embedding norm"] = stream[:, 0] - total
+    return Conservation(
+        relevance.target_value.to(stream), total, parts, layers, relevance.unit
+    )
+
+
+def _lost_per_layer(flow: Mapping[str, Tensor]) -> dict[str, Float[Tensor, "batch layer"]]:
+    """What each block loses, split where the block is sequential (norm, attention, norm, MLP)."""
+    before, after = flow["stream"][:, :-1], flow["stream"][:, 1:]
+    known = {"attn_out", "mlp_out", "mlp_post"} <= set(flow)
+    if not known or not {"resid_mid", "mlp_in"} & set(flow):
+        return {"block": after - before}
+    past_mlp = after - flow["mlp_out"]
+    into_mlp = flow["mlp_in"] if "mlp_in" in flow else flow["resid_mid"] - past_mlp
+    into_attention = before - (into_mlp + past_mlp - flow["attn_out"])
+    lost = (
+        flow["z"] - into_attention,
+        flow["attn_out"] - flow["z"],
+        flow["mlp_post"] - into_mlp,
+        flow["mlp_out"] - flow["mlp_post"],
+    )
+    return dict(zip(SEQUENTIAL_PARTS, lost, strict=True))
+
+

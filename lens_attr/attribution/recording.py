@@ -1,0 +1,166 @@
+"""Reading activation x arriving gradient at hook points during one backward."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from contextlib import ExitStack
+from dataclasses import dataclass, field
+from functools import partial
+
+import torch
+from jaxtyping import Bool
+from torch import Tensor
+
+from lens_attr.errors import InputError, RuleNotAppliedError, did_you_mean
+from lens_attr.graph import ROLES, ModelGraph, Point, Role
+
+Reduce = Callable[[Tensor], Tensor]
+
+ALIASES: dict[str, Role] = {"neurons": "mlp_post"}
+"""Names the field uses for roles."""
+
+FLOW: tuple[Role, ...] = (
+    "residual",
+    "resid_mid",
+    "mlp_in",
+    "attn_out",
+    "z",
+    "mlp_out",
+    "mlp_post",
+)
+"""Where the summed relevance is followed, for `Relevance.check`."""
+
+PER_POSITION: tuple[str, ...] = ("residual",)
+"""Recorded as one number per position; all others keep every dimension."""
+
+
+@dataclass
+class Probe:
+    """One point whose activation x gradient is wanted, in one or more reductions."""
+
+    point: Point
+    mask: Bool[Tensor, "batch pos"]
+    reduces: dict[str, Reduce] = field(default_factory=dict)
+    results: dict[str, Tensor] = field(default_factory=dict)
+    activation: Tensor | None = None
+
+    def read_activation(self, activation: Tensor) -> None:
+        """Forward hook."""
+        self.activation = activation.detach()
+
+    def read_gradient(self, grad: Tensor) -> None:
+        """Backward hook: sees the gradient that arrives, before any rule placed here."""
+        assert self.activation is not None
+        product = self._clean(product_of(self.activation, grad))
+        for key, reduce in self.reduces.items():
+            partial_sum = self.results.get(key)
+            value = reduce(product)
+            self.results[key] = value if partial_sum is None else partial_sum + value
+
+    def _clean(self, product: Tensor) -> Tensor:
+        """Zero on padding, where activations may be anything (0 x NaN is NaN)."""
+        if bool(self.mask.all()):
+            return product
+        positions = self.mask.shape[1]
+        if product.ndim == 4 and product.shape[-2:] == (positions, positions):
+            pairs = self.mask[:, None, :, None] & self.mask[:, None, None, :]
+            return torch.where(pairs, product, 0.0)
+        if product.ndim >= 2 and product.shape[1] == positions:
+            shape = (*self.mask.shape, *[1] * (product.ndim - 2))
+            return torch.where(self.mask.view(shape), product, 0.0)
+        return product
+
+
+def product_of(activation: Tensor, grad: Tensor) -> Tensor:
+    """activation x gradient in at least float32."""
+    dtype = torch.promote_types(activation.dtype, torch.float32)
+    return activation.to(dtype) * grad.to(dtype)
+
+
+class Recorder:
+    """Probes of one batch, attached for the duration of a ``with`` block."""
+
+    def __init__(self, graph: ModelGraph, mask: Bool[Tensor, "batch pos"]) -> None:
+        self.graph = graph
+        self.mask = mask
+        self._probes: dict[str, Probe] = {}
+        self._stack = ExitStack()
+
+    def want(self, point: Point, key: str, reduce: Reduce = lambda product: product) -> None:
+        """Record ``reduce(activation x gradient)`` at a point under ``key``."""
+        probe = self._probes.setdefault(point.name, Probe(point, self.mask))
+        probe.reduces[key] = reduce
+
+    def __enter__(self) -> Recorder:
+        with ExitStack() as stack:
+            for probe in self._probes.values():
+                stack.callback(probe.point.on_forward(probe.read_activation))
+                stack.callback(probe.point.on_backward(probe.read_gradient))
+            self._stack = stack.pop_all()
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        self._stack.close()
+
+    def get(self, point: Point, key: str) -> Tensor:
+        """What was recorded.
+
+        Raises:
+            RuleNotAppliedError: no gradient reached the point.
+        """
+        results = self._probes[point.name].results
+        if key not in results:
+            raise RuleNotAppliedError(
+                f"no gradient arrived at {point.name}, so nothing can be recorded there: this "
+                "model computes it outside the autograd graph, or the target does not depend on it."
+            )
+        return results[key]
+
+
+@dataclass(frozen=True)
+class Request:
+    """One entry of ``record=``, resolved: a stacked role, or separate points."""
+
+    key: str
+    points: list[Point]
+    stacked: bool
+    reduce: Reduce
+
+
+def resolve_requests(graph: ModelGraph, record: Sequence[str]) -> list[Request]:
+    """Roles, hook names and globs to points.
+
+    Raises:
+        InputError: an entry that matches nothing.
+    """
+    if isinstance(record, str):
+        record = [record]
+    return [request for entry in record for request in _resolve(graph, entry)]
+
+
+def _resolve(graph: ModelGraph, entry: str) -> list[Request]:
+    role = ALIASES.get(entry, entry)
+    if role not in ROLES:
+        if "." not in entry and "*" not in entry and not entry.startswith("hook_"):
+            known = [*ALIASES, *ROLES]
+            raise InputError(f"unknown role or hook {entry!r}; {did_you_mean(entry, known)}")
+        return [Request(p.name, [p], False, _whole) for p in graph.match(entry)]
+    points = graph.points(role)  # type: ignore[arg-type]
+    if role in ("scores", "pattern") and not graph.attention_in_graph:
+        raise InputError(
+            f"{entry!r} cannot be recorded: {graph.architecture} on {graph.backend} computes "
+            "attention outside the autograd graph, so no gradient reaches it."
+        )
+    if not points:
+        raise InputError(f"{graph.architecture} has no {entry!r} hook point.")
+    reduce = partial(torch.sum, dim=-1) if role in PER_POSITION else _whole
+    return [Request(entry, points, len(points) > 1 or points[0].layer is not None, reduce)]
+
+
+def _whole(product: Tensor) -> Tensor:
+    return product
+
+
+def per_example(product: Tensor) -> Tensor:
+    """Everything of an example summed, [batch]."""
+    return product.flatten(1).sum(dim=1)

@@ -1,0 +1,129 @@
+"""The table of methods: everything the README, the docs and ``lens-attr methods`` say of them."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from dataclasses import asdict, dataclass
+
+import pandas as pd
+
+from lens_attr import rules
+from lens_attr.errors import InputError, did_you_mean
+from lens_attr.rules import RuleSet
+
+
+@dataclass(frozen=True)
+class Method:
+    """One attribution method.
+
+    Attributes:
+        name: what ``method=`` takes.
+        summary: what it computes, in one line.
+        defined_for: model families.
+        target_aware: whether it explains one chosen number.
+        conserves: whether the relevance sums to the target, and when.
+        cost: in forwards and backwards per batch.
+        source: where it was published.
+        rules: its rules, from switches.
+    """
+
+    name: str
+    summary: str
+    defined_for: str
+    target_aware: bool
+    conserves: str
+    cost: str
+    source: str
+    rules: Callable[..., RuleSet]
+
+
+EVERY_FAMILY = "every supported family"
+ONE_PASS = "1 forward, 1 backward"
+
+METHODS: dict[str, Method] = {
+    method.name: method
+    for method in (
+        Method(
+            "gradient_x_input",
+            "embedding times the true gradient",
+            EVERY_FAMILY,
+            True,
+            "no",
+            ONE_PASS,
+            "Denil et al. 2014; LRPx",
+            rules.gradient,
+        ),
+        Method(
+            "lrp",
+            "constant norms, patterns and gates; identity rule at activations",
+            EVERY_FAMILY,
+            True,
+            "yes, on models without biases",
+            ONE_PASS,
+            "Ali et al. 2022; LRPx (Arras et al. 2025)",
+            rules.lrp,
+        ),
+        Method(
+            "attnlrp",
+            "LRP with relevance through the softmax; products shared equally",
+            EVERY_FAMILY,
+            True,
+            "no (softmax)",
+            ONE_PASS,
+            "Achtibat et al. 2024, arXiv 2402.05602",
+            rules.attnlrp,
+        ),
+        Method(
+            "gim",
+            "gradient with constant norms, halved products, softmax gradients at T = 2",
+            "models whose pattern is in the autograd graph (not Bridge BERT, GPT-J, Neo, OPT)",
+            True,
+            "no",
+            ONE_PASS,
+            "Edin et al. 2025, arXiv 2505.17630",
+            rules.gim,
+        ),
+        Method(
+            "relp",
+            "LRP's norms and activations, true attention gradient, gates halved",
+            EVERY_FAMILY,
+            True,
+            "no",
+            ONE_PASS,
+            "Jafari et al. 2025",
+            rules.relp,
+        ),
+    )
+}
+
+
+class MethodTable:
+    """The registry as a table: iterate it, index it by name, or turn it into pandas."""
+
+    def __iter__(self) -> Iterator[Method]:
+        return iter(METHODS.values())
+
+    def __len__(self) -> int:
+        return len(METHODS)
+
+    def __getitem__(self, name: str) -> Method:
+        return method(name)
+
+    def to_pandas(self) -> pd.DataFrame:
+        """One row per method."""
+        rows = [{k: v for k, v in asdict(m).items() if k != "rules"} for m in self]
+        return pd.DataFrame(rows)
+
+    def __repr__(self) -> str:
+        return self.to_pandas().to_string(index=False)
+
+
+def method(name: str) -> Method:
+    """A method by name.
+
+    Raises:
+        InputError: unknown name.
+    """
+    if name not in METHODS:
+        raise InputError(f"unknown method {name!r}; {did_you_mean(name, METHODS)}")
+    return METHODS[name]

@@ -1,0 +1,114 @@
+"""Saving a `Relevance`: tensors as safetensors, the rest as json, written whole or not at all."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import tempfile
+from collections.abc import Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from safetensors.torch import load, save as to_bytes
+from torch import Tensor
+
+from lens_attr.errors import InputError, SavedResultError
+
+if TYPE_CHECKING:
+    from lens_attr.attribution.relevance import Relevance
+
+FORMAT = 1
+TENSORS = ("tokens", "token_ids", "attention_mask", "target_value", "position")
+OPTIONAL = ("head_tokens", "heads_relu_dim")
+MAPPINGS = ("records", "flow")
+PLAIN = ("str_tokens", "target", "method", "unit")
+
+
+def save_parts(relevance: Relevance) -> tuple[dict[str, Tensor], dict[str, Any]]:
+    """The tensors and the plain rest of a result."""
+    tensors = {name: getattr(relevance, name) for name in TENSORS}
+    optional = {name: getattr(relevance, name) for name in OPTIONAL}
+    tensors |= {name: value for name, value in optional.items() if value is not None}
+    for mapping in MAPPINGS:
+        entries = getattr(relevance, mapping)
+        tensors |= {f"{mapping}/{name}": value for name, value in entries.items()}
+    plain = {name: getattr(relevance, name) for name in PLAIN}
+    plain["metadata"] = dict(relevance.metadata)
+    return {name: value.contiguous() for name, value in tensors.items()}, plain
+
+
+def save(relevance: Relevance, directory: Path) -> Path:
+    """Write ``relevance.safetensors`` and ``relevance.json``; the json names the other's hash.
+
+    Raises:
+        InputError: ``directory`` is a file.
+    """
+    if directory.exists() and not directory.is_dir():
+        raise InputError(f"{directory} is a file: give a directory to save into.")
+    directory.mkdir(parents=True, exist_ok=True)
+    tensors, plain = save_parts(relevance)
+    data = to_bytes(tensors)
+    plain |= {"format": FORMAT, "sha256": hashlib.sha256(data).hexdigest()}
+    _write(directory / "relevance.safetensors", data)
+    _write(directory / "relevance.json", json.dumps(plain, ensure_ascii=False, indent=1).encode())
+    return directory
+
+
+def _write(path: Path, data: bytes) -> None:
+    """Replace ``path`` in one step, so that a crash leaves the old file or the new one."""
+    handle, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
+    try:
+        with os.fdopen(handle, "wb") as file:
+            file.write(data)
+            file.flush()
+            os.fsync(file.fileno())
+        os.replace(temporary, path)
+    except BaseException:
+        Path(temporary).unlink(missing_ok=True)
+        raise
+
+
+def load_fields(directory: Path) -> dict[str, Any]:
+    """The fields of a saved result, as keyword arguments of `Relevance`.
+
+    Raises:
+        SavedResultError: missing, truncated, altered, or of an unknown format.
+    """
+    plain = _read_json(directory / "relevance.json")
+    try:
+        data = (directory / "relevance.safetensors").read_bytes()
+    except OSError as error:
+        raise SavedResultError(f"{directory} holds no relevance.safetensors: {error}") from error
+    if hashlib.sha256(data).hexdigest() != plain["sha256"]:
+        raise SavedResultError(
+            f"{directory}/relevance.safetensors is truncated or altered: its checksum differs "
+            "from the one in relevance.json. Save the result again."
+        )
+    tensors = load(data)
+    fields: dict[str, Any] = {name: plain[name] for name in (*PLAIN, "metadata")}
+    fields |= {name: tensors.get(name) for name in (*TENSORS, *OPTIONAL)}
+    for mapping in MAPPINGS:
+        fields[mapping] = _under(tensors, f"{mapping}/")
+    return fields
+
+
+def _under(tensors: Mapping[str, Tensor], prefix: str) -> dict[str, Tensor]:
+    return {n.removeprefix(prefix): v for n, v in tensors.items() if n.startswith(prefix)}
+
+
+def _read_json(path: Path) -> dict[str, Any]:
+    try:
+        plain = json.loads(path.read_text(encoding="utf-8"))
+    except OSError as error:
+        raise SavedResultError(f"no saved relevance at {path.parent}: {error}") from error
+    except ValueError as error:
+        raise SavedResultError(f"{path} is truncated or no json: {error}") from error
+    wanted = {*PLAIN, "metadata", "sha256", "format"}
+    if not isinstance(plain, dict) or wanted - set(plain):
+        raise SavedResultError(f"{path} is not a saved Relevance.")
+    if plain["format"] != FORMAT:
+        raise SavedResultError(
+            f"{path} has format {plain['format']}, this version reads {FORMAT}: update lens_attr."
+        )
+    return plain

@@ -1,0 +1,142 @@
+"""Printing: results on stdout, everything else on stderr, colours only on a terminal."""
+
+from __future__ import annotations
+
+import json
+import sys
+import warnings
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from typing import TYPE_CHECKING, Any
+
+from rich.console import Console
+from rich.table import Table
+from rich.text import Text
+
+if TYPE_CHECKING:
+    import pandas as pd
+
+PIPED_WIDTH = 240
+"""Columns when the output goes to a file or another program, so that nothing is cut."""
+
+
+def stdout() -> Console:
+    """Where results go. Text is printed as it is: no markup, no guessed highlighting."""
+    return _console(stderr=False)
+
+
+def stderr() -> Console:
+    """Where progress, notes and errors go."""
+    return _console(stderr=True)
+
+
+def _console(stderr: bool) -> Console:
+    stream = sys.stderr if stderr else sys.stdout
+    width = None if stream.isatty() else PIPED_WIDTH
+    return Console(stderr=stderr, width=width, markup=False, highlight=False, emoji=False)
+
+
+def error(problem: object) -> None:
+    """One line on stderr."""
+    line = " ".join(str(problem).split()) or type(problem).__name__
+    stderr().print(Text.assemble(("error: ", "bold red"), line), soft_wrap=True)
+
+
+def wants_progress(quiet: bool) -> bool:
+    """Progress bars are for people who watch."""
+    return not quiet and sys.stderr.isatty()
+
+
+@contextmanager
+def working(message: str, quiet: bool = False) -> Iterator[None]:
+    """Say what takes time while it runs, and show warnings as one line each afterwards."""
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("default")
+        if wants_progress(quiet):
+            with stderr().status(message):
+                yield
+        else:
+            yield
+    if not quiet:
+        for text in dict.fromkeys(_one_line(w) for w in caught if _is_ours(w)):
+            stderr().print(Text.assemble(("note: ", "yellow"), text), soft_wrap=True)
+
+
+def _is_ours(warning: warnings.WarningMessage) -> bool:
+    return issubclass(warning.category, UserWarning) and "lens_attr" in warning.filename
+
+
+def _one_line(warning: warnings.WarningMessage) -> str:
+    return " ".join(str(warning.message).split())
+
+
+def print_json(document: Any) -> None:
+    """One JSON document on stdout; what JSON does not know is written as text."""
+    print(json.dumps(document, ensure_ascii=False, indent=2, default=str))
+
+
+def print_coloured(tokens: Sequence[str], values: Sequence[float]) -> None:
+    """The text, every token on the colour of its relevance."""
+    from lens_attr.plots.palette import INK, shade
+    from lens_attr.plots.token_text import readable, shares
+
+    text = Text()
+    for token, share in zip(tokens, shares(values), strict=True):
+        text.append(readable(token), style=f"{INK} on {shade(share)}")
+    stdout().print(text, soft_wrap=not stdout().is_terminal)
+
+
+def print_table(frame: pd.DataFrame, title: str = "") -> None:
+    """A table; numbers stand on the right."""
+    from pandas.api.types import is_bool_dtype, is_numeric_dtype
+
+    table = Table(title=title or None, title_justify="left", box=None, pad_edge=False)
+    for name, column in frame.items():
+        number = is_numeric_dtype(column) and not is_bool_dtype(column)
+        table.add_column(str(name), justify="right" if number else "left", header_style="bold")
+    for row in frame.itertuples(index=False):
+        table.add_row(*(_cell(value) for value in row))
+    stdout().print(table)
+
+
+def _cell(value: object) -> str:
+    if value is None or value != value or str(value) == "<NA>":
+        return "–"
+    if isinstance(value, float):
+        return number(value)
+    if isinstance(value, bool):
+        return "yes" if value else "no"
+    return str(value)
+
+
+def number(value: float) -> str:
+    """A number as people read it: three decimals, or three digits where it is tiny or huge."""
+    return f"{value:.3f}" if value == 0 or 1e-3 <= abs(value) < 1e5 else f"{value:.2e}"
+
+
+def print_facts(facts: Mapping[str, object]) -> None:
+    """``name: value`` lines."""
+    for name, value in facts.items():
+        stdout().print(Text.assemble((f"{name}: ", "bold"), str(value)), soft_wrap=True)
+
+
+def print_heading(name: str, detail: str) -> None:
+    """A blank line, then a name with a remark."""
+    stdout().print()
+    stdout().print(Text.assemble((name, "bold"), ("  " + detail, "dim")), soft_wrap=True)
+
+
+def print_colour_key() -> None:
+    """What the colours mean; only where there are colours."""
+    from lens_attr.plots.palette import INK, shade
+
+    if stdout().is_terminal:
+        low, high = f"{INK} on {shade(-1.0)}", f"{INK} on {shade(1.0)}"
+        key = Text.assemble(("  ", low), " lowers the target  ", ("  ", high), " raises it")
+        stdout().print()
+        stdout().print(key)
+
+
+def print_blank() -> None:
+    """An empty line."""
+    stdout().print()

@@ -1,0 +1,117 @@
+"""Options that several commands share, and how they become a model and a target."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any, Literal
+
+import typer
+
+if TYPE_CHECKING:
+    from lens_attr.targets import Target
+
+Backend = Literal["auto", "hooked", "bridge"]
+Embeddings = Literal["full", "token"]
+Pool = Literal["sum", "relu_token", "relu_dim"]
+Order = Literal["least", "most"]
+Ablation = Literal["zero", "mean"]
+
+DEMO_MODEL = "demo-gpt2"
+
+TextArgument = Annotated[
+    str,
+    typer.Argument(
+        metavar="TEXT",
+        help="The text the model reads. For a BERT, put [bold]\\[MASK][/bold] at the explained word.",
+        show_default=False,
+    ),
+]
+TargetOption = Annotated[
+    str | None,
+    typer.Option(
+        "--target",
+        "-t",
+        help="The predicted word to explain, with its leading space: ' are'. "
+        "Without it, the prediction the model finds most likely.",
+        show_default=False,
+    ),
+]
+FoilOption = Annotated[
+    str | None,
+    typer.Option(
+        "--foil",
+        "-f",
+        help="The word it competes with: explains why the target and not this one.",
+        show_default=False,
+    ),
+]
+PositionOption = Annotated[
+    int,
+    typer.Option(
+        "--position",
+        help="Which token's prediction to explain; -1 is the last token (for a BERT, the mask).",
+    ),
+]
+ModelOption = Annotated[
+    str,
+    typer.Option(
+        "--model",
+        "-m",
+        help="A Hugging Face name, a model folder, or demo-gpt2, demo-llama, demo-bert.",
+    ),
+]
+BackendOption = Annotated[
+    Backend,
+    typer.Option("--backend", help="The TransformerLens class that holds the model."),
+]
+DtypeOption = Annotated[str, typer.Option("--dtype", help="Precision: float32, bfloat16, ...")]
+DeviceOption = Annotated[
+    str | None,
+    typer.Option("--device", help="cpu or cuda; default: the GPU if there is one.", show_default=False),
+]
+EmbeddingsOption = Annotated[
+    Embeddings,
+    typer.Option(
+        "--embeddings", help="What a token is: its whole embedding, or without its position."
+    ),
+]
+PoolOption = Annotated[
+    Pool, typer.Option("--pool", help="How the positions of a head become one number.")
+]
+TopOption = Annotated[int, typer.Option("--top", min=1, help="How many rows to show.")]
+JsonOption = Annotated[bool, typer.Option("--json", help="Print one JSON document instead.")]
+QuietOption = Annotated[
+    bool, typer.Option("--quiet", "-q", help="Print results only: no progress, no notes.")
+]
+HtmlOption = Annotated[
+    Path | None,
+    typer.Option(
+        "--html", dir_okay=False, help="Also write a page that opens offline.", show_default=False
+    ),
+]
+SaveOption = Annotated[
+    Path | None,
+    typer.Option(
+        "--save", file_okay=False, help="Also save the result in this folder.", show_default=False
+    ),
+]
+
+
+def load_model(name: str, backend: str, dtype: str, device: str | None) -> Any:
+    """The model behind the shared options."""
+    import lens_attr as la
+
+    return la.load(name, backend=backend, dtype=dtype, device=device)
+
+
+def build_target(target: str | None, foil: str | None, position: int) -> Target:
+    """The target behind the shared options."""
+    import lens_attr as la
+
+    if foil is not None and target is None:
+        raise typer.BadParameter("--foil needs --target: the word that it competes with.")
+    if target is None:
+        return la.TopLogit(position=position)
+    if foil is None:
+        return la.Logit(target, position=position)
+    return la.LogitDiff(target, foil, position=position)

@@ -1,0 +1,195 @@
+"""``lens-attr prune``: does a ranking of heads hold when the heads are removed?"""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any, Literal
+
+import typer
+
+from lens_attr.cli import console, options
+from lens_attr.errors import InputError
+
+if TYPE_CHECKING:
+    from lens_attr.circuits.results import PruningComparison
+    from lens_attr.types import Sample
+
+RANKING_SEED, PRUNING_SEED = 0, 1
+
+TaskOption = Annotated[
+    Literal["sva", "ra", "qa"] | None,
+    typer.Option(
+        "--task",
+        help="Sentences made by the built-in generator: subject-verb agreement, reflexives, or "
+        "questions.",
+        show_default=False,
+    ),
+]
+DataOption = Annotated[
+    Path | None,
+    typer.Option(
+        "--data",
+        exists=True,
+        dir_okay=False,
+        help="Your own samples instead: one JSON object per line with text, target and foil.",
+        show_default=False,
+    ),
+]
+MethodsOption = Annotated[
+    str, typer.Option("--methods", help="Methods to rank with, separated by commas.")
+]
+NOption = Annotated[int, typer.Option("--n", min=1, help="Samples to measure accuracy on.")]
+NRankOption = Annotated[int, typer.Option("--n-rank", min=1, help="Other samples to rank on.")]
+SeedsOption = Annotated[
+    int, typer.Option("--seeds", min=0, help="Random orders to compare with.")
+]
+OrderOption = Annotated[
+    options.Order, typer.Option("--order", help="Which heads go first: least or most relevant.")
+]
+AblationOption = Annotated[
+    options.Ablation, typer.Option("--ablation", help="What a removed head gives instead.")
+]
+OutOption = Annotated[
+    Path, typer.Option("--out", file_okay=False, help="Folder for curve.csv and pruning.html.")
+]
+
+
+def prune(
+    model: options.ModelOption = options.DEMO_MODEL,
+    task: TaskOption = None,
+    data: DataOption = None,
+    methods: MethodsOption = "gradient_x_input,lrp,attnlrp,gim",
+    pool: options.PoolOption = "relu_token",
+    n: NOption = 200,
+    n_rank: NRankOption = 200,
+    seeds: SeedsOption = 10,
+    order: OrderOption = "least",
+    ablation: AblationOption = "zero",
+    out: OutOption = Path("out/prune"),
+    backend: options.BackendOption = "auto",
+    dtype: options.DtypeOption = "float32",
+    device: options.DeviceOption = None,
+    as_json: options.JsonOption = False,
+    quiet: options.QuietOption = False,
+) -> None:
+    """Remove heads one by one and watch the accuracy: does the ranking beat a random order?
+
+    Heads are ranked on one set of samples and removed on another.
+
+    Example: lens-attr prune --task sva --methods attnlrp,gim
+    """
+    import lens_attr as la
+
+    if (task is None) == (data is None):
+        raise typer.BadParameter("give either --task or --data.")
+    names = [name.strip() for name in methods.split(",") if name.strip()]
+    if not names:
+        raise typer.BadParameter("--methods names no method.")
+    ranking_set, pruning_set = _samples(task, data, n_rank, n)
+    progress = console.wants_progress(quiet)
+    with console.working(f"loading {model}", quiet):
+        loaded = options.load_model(model, backend, dtype, device)
+    rankings = [
+        la.circuits.head_scores(loaded, ranking_set, method=name, pool=pool, progress=progress)
+        for name in names
+    ]
+    comparison = la.circuits.compare_pruning(
+        loaded, pruning_set, rankings, seeds=seeds, order=order, ablation=ablation,
+        progress=progress,
+    )
+    _write(comparison, out, model, task or str(data), len(ranking_set))
+    if as_json:
+        console.print_json(_document(comparison, out))
+        return
+    console.print_table(comparison.summary())
+    if not quiet:
+        console.print_facts({"curves": out / "curve.csv", "page": out / "pruning.html"})
+
+
+def _samples(
+    task: str | None, data: Path | None, n_rank: int, n: int
+) -> tuple[list[Sample], list[Sample]]:
+    """Samples to rank on and samples to prune on; no text is in both."""
+    if data is not None:
+        return _split(_read(data), n_rank, n)
+    from lens_attr.demo import generate
+
+    ranking = generate(str(task), n_rank, seed=RANKING_SEED, split="train")
+    return ranking, generate(str(task), n, seed=PRUNING_SEED, split="heldout")
+
+
+def _split(samples: list[Sample], n_rank: int, n: int) -> tuple[list[Sample], list[Sample]]:
+    ranking = samples[:n_rank]
+    seen = {sample.text for sample in ranking}
+    pruning = [sample for sample in samples[n_rank:] if sample.text not in seen][:n]
+    if len(pruning) < n:
+        raise InputError(
+            f"{len(samples)} samples are too few to rank on {n_rank} and prune on {n} other "
+            "texts: give more, or lower --n-rank and --n."
+        )
+    return ranking, pruning
+
+
+def _read(path: Path) -> list[Sample]:
+    """Samples from JSON lines; ``answer`` is another name for ``target``.
+
+    Raises:
+        InputError: a line that is no JSON object, or lacks a field.
+    """
+    lines = enumerate(path.read_text(encoding="utf-8").splitlines(), start=1)
+    return [_sample(line, f"{path.name} line {i}") for i, line in lines if line.strip()]
+
+
+def _sample(line: str, where: str) -> Sample:
+    from lens_attr.types import Sample
+
+    try:
+        record = json.loads(line)
+    except json.JSONDecodeError as problem:
+        raise InputError(f"{where} is not JSON: {problem}") from problem
+    if not isinstance(record, dict):
+        raise InputError(f"{where} is not a JSON object with text, target and foil.")
+    fields = {
+        "text": record.get("text"),
+        "target": record.get("target", record.get("answer")),
+        "foil": record.get("foil"),
+        "suffix": record.get("suffix", ""),
+    }
+    for name, value in fields.items():
+        if not isinstance(value, str):
+            raise InputError(f"{where} has no {name!r}, or it is not a string.")
+    return Sample(fields["text"], fields["target"], fields["foil"], suffix=fields["suffix"],
+                  source=where)
+
+
+def _write(
+    comparison: PruningComparison, out: Path, model: str, samples: str, n_rank: int
+) -> None:
+    from lens_attr.report import Page, Section, write_page
+
+    out.mkdir(parents=True, exist_ok=True)
+    comparison.to_pandas().to_csv(out / "curve.csv", index=False)
+    curve = comparison.curves[0]
+    prose = (
+        f"{model}: attention heads are removed one at a time, the {curve.order} relevant first "
+        f"({curve.ablation} ablation). Ranked on {n_rank} samples of {samples}, measured on "
+        f"{curve.n} others."
+    )
+    figures = [comparison.plot(), comparison.plot(y="logit_diff"), comparison.summary()]
+    write_page(Page("Removing attention heads", prose, [Section("Curves", "", figures)]),
+               out / "pruning.html")
+
+
+def _document(comparison: PruningComparison, out: Path) -> dict[str, Any]:
+    curves = {
+        curve.method: {
+            "fraction": curve.fraction.tolist(),
+            "accuracy": curve.accuracy.tolist(),
+            "logit_diff": curve.logit_diff.tolist(),
+            "pruned": [list(head) for head in curve.pruned],
+        }
+        for curve in (*comparison.curves, *comparison.random)
+    }
+    summary = comparison.summary().to_dict("records")
+    return {"summary": summary, "curves": curves, "files": [out / "curve.csv", out / "pruning.html"]}

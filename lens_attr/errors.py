@@ -1,0 +1,46 @@
+"""The one family of exceptions: everything this library refuses, it refuses with one of these.
+
+Messages name what is wrong, where (hook point, argument), and the way out.
+"""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Iterable
+
+
+class LensAttrError(Exception):
+    """Base class of every error this library raises on purpose."""
+
+
+class InputError(LensAttrError, ValueError):
+    """An argument cannot be used: unknown name, wrong shape, position out of range, ..."""
+
+
+class UnsupportedModelError(LensAttrError):
+    """The model, or one of its settings, cannot be explained faithfully by what was asked."""
+
+
+class RuleConflictError(LensAttrError):
+    """Two things want to change the gradient at one hook point."""
+
+
+class RuleNotAppliedError(LensAttrError):
+    """A rule matched nothing, or its hook never fired: the result would silently be wrong."""
+
+
+class NonFiniteError(LensAttrError):
+    """Logits, target or relevance contain NaN or infinity."""
+
+
+class SavedResultError(LensAttrError):
+    """A saved result is missing, truncated, altered or of an unknown format."""
+
+
+def did_you_mean(name: str, known: Iterable[str]) -> str:
+    """The tail of an unknown-name message: a suggestion if one is close, else the known names."""
+    known = sorted(set(known))
+    close = difflib.get_close_matches(name, known, n=3, cutoff=0.5)
+    if close:
+        return f"did you mean {' or '.join(repr(c) for c in close)}?"
+    return f"known: {', '.join(known)}."

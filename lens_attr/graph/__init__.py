@@ -1,0 +1,7 @@
+"""The only part of the project that knows TransformerLens: hook names, flags and backends."""
+
+from lens_attr.graph.loading import load
+from lens_attr.graph.model import ModelGraph, backend_class, resolve
+from lens_attr.graph.points import ROLES, Activation, Point, Role
+
+__all__ = ["ROLES", "Activation", "ModelGraph", "Point", "Role", "backend_class", "load", "resolve"]

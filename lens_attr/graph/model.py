@@ -1,0 +1,331 @@
+"""`ModelGraph`: one view of HookedTransformer, HookedEncoder and TransformerBridge."""
+
+from __future__ import annotations
+
+import fnmatch
+import importlib
+from dataclasses import dataclass
+from functools import cached_property
+from typing import Any, Literal
+
+import torch
+from jaxtyping import Bool, Float, Int
+from torch import Tensor, nn
+
+from lens_attr.errors import InputError, UnsupportedModelError, did_you_mean
+from lens_attr.graph import naming
+from lens_attr.graph.points import Activation, HookedPoint, ModulePoint, Point, Role
+
+Backend = Literal["HookedTransformer", "HookedEncoder", "TransformerBridge"]
+
+
+def backend_class(name: Backend) -> type | None:
+    """The TransformerLens class, or None where the installed version no longer has it."""
+    try:
+        return getattr(importlib.import_module("transformer_lens"), name)
+    except ImportError:
+        return None
+    except AttributeError:
+        return getattr(importlib.import_module("transformer_lens.model_bridge"), name)
+
+
+def backend_of(model: Any) -> Backend:
+    """Which TransformerLens class ``model`` is.
+
+    Raises:
+        InputError: it is none of them.
+    """
+    names: tuple[Backend, ...] = ("HookedTransformer", "HookedEncoder", "TransformerBridge")
+    for name in names:
+        cls = backend_class(name)
+        if cls is not None and isinstance(model, cls):
+            return name
+    raise InputError(
+        f"expected a TransformerLens model (HookedTransformer, HookedEncoder or "
+        f"TransformerBridge), got {type(model).__name__}. Load one with la.load(name), or wrap a "
+        "Hugging Face model: TransformerBridge.boot_transformers(name, hf_model=model)."
+    )
+
+
+def resolve(model: Any) -> ModelGraph:
+    """The graph of a model, after checking that it can be explained faithfully.
+
+    Raises:
+        InputError: not a TransformerLens model, or in train mode with dropout.
+        UnsupportedModelError: quantised, spread over devices, a mixture of experts, ...
+    """
+    graph = ModelGraph(model, backend_of(model))
+    graph.refuse_unsupported()
+    return graph
+
+
+@dataclass(frozen=True)
+class ModelGraph:
+    """Roles resolved to hook points, and the forward pass, of one model.
+
+    Holds no state of its own: everything is read off ``model``.
+    """
+
+    model: Any
+    backend: Backend
+
+    @property
+    def cfg(self) -> Any:
+        """The model's TransformerLens configuration."""
+        return self.model.cfg
+
+    @property
+    def architecture(self) -> str:
+        """Hugging Face architecture name, ``"custom"`` for a model built from a configuration."""
+        bridge = self.backend == "TransformerBridge"
+        name = self.cfg.architecture if bridge else self.cfg.original_architecture
+        return name or ("BertForMaskedLM" if self.backend == "HookedEncoder" else "custom")
+
+    @property
+    def is_masked_model(self) -> bool:
+        """True for BERT: reads both sides and predicts at a mask."""
+        return self.architecture == "BertForMaskedLM"
+
+    @property
+    def n_layers(self) -> int:
+        """Number of blocks."""
+        return self.cfg.n_layers
+
+    @property
+    def n_heads(self) -> int:
+        """Number of query heads per block."""
+        return self.cfg.n_heads
+
+    @property
+    def n_ctx(self) -> int:
+        """Longest input in tokens."""
+        return self.cfg.n_ctx
+
+    @property
+    def d_vocab(self) -> int:
+        """Number of token ids."""
+        return self.cfg.d_vocab
+
+    @property
+    def tokenizer(self) -> Any:
+        """The model's tokenizer, or None."""
+        return self.model.tokenizer
+
+    @cached_property
+    def device(self) -> torch.device:
+        """Where the parameters live."""
+        return next(iter(self.model.parameters())).device
+
+    @cached_property
+    def dtype(self) -> torch.dtype:
+        """Dtype of the parameters."""
+        return next(iter(self.model.parameters())).dtype
+
+    @property
+    def attention_in_graph(self) -> bool:
+        """Whether gradients pass through scores and pattern hook points."""
+        delegated = self.architecture in naming.DELEGATED_ATTENTION
+        return not (self.backend == "TransformerBridge" and delegated)
+
+    # ---------------------------------------------------------------- points
+
+    @cached_property
+    def _hook_points(self) -> dict[str, Any]:
+        return dict(self.model.hook_dict)
+
+    def _point(self, name: str) -> Point:
+        return HookedPoint(name, self._hook_points[name])
+
+    def points(self, role: Role) -> list[Point]:
+        """The points of a role in order of the forward pass; empty where the model has none."""
+        if role == "norm_scale":
+            return self._norm_scales()
+        if role in ("head_pre", "head_post") and self.backend == "HookedEncoder":
+            side: Literal["input", "output"] = "input" if role == "head_pre" else "output"
+            return [ModulePoint(f"mlm_head.act_fn ({side})", self.model.mlm_head.act_fn, side)]
+        bridge = self.backend == "TransformerBridge"
+        if self.is_masked_model and role in ("resid_mid", "mlp_in"):
+            return []  # post-norm: neither lies between attention and MLP
+        if bridge and role == "resid_mid":
+            return []
+        if bridge and role in naming.BRIDGE_PER_BLOCK:
+            return self._per_block(role, naming.BRIDGE_PER_BLOCK[role])
+        if role in naming.PER_BLOCK:
+            return self._per_block(role, naming.PER_BLOCK[role])
+        return self._once(role)
+
+    def _per_block(self, role: Role, suffix: str) -> list[Point]:
+        names = [f"blocks.{i}.{suffix}" for i in range(self.n_layers)]
+        points = [self._point(name) for name in names if name in self._hook_points]
+        if role == "residual":
+            points.append(self._after_last_block())
+        return points
+
+    def _after_last_block(self) -> Point:
+        last = f"blocks.{self.n_layers - 1}."
+        names = [last + name for name in naming.AFTER_LAST_BLOCK]
+        return self._point(next(name for name in names if name in self._hook_points))
+
+    def _once(self, role: Role) -> list[Point]:
+        table = naming.ONCE
+        if self.backend == "TransformerBridge":
+            table = table | naming.BRIDGE_ONCE
+            table = table | (naming.BRIDGE_BERT_ONCE if self.is_masked_model else {})
+        present = [name for name in table.get(role, ()) if name in self._hook_points]
+        return [self._point(present[0])] if present else []
+
+    def _norm_scales(self) -> list[Point]:
+        """Every norm's scale once (the Bridge lists one HookPoint under several names)."""
+        seen: dict[int, Point] = {}
+        for name, hook_point in self._hook_points.items():
+            if name.rpartition(".")[2] == naming.NORM_SCALE_SUFFIX:
+                seen.setdefault(id(hook_point), self._point(name))
+        return list(seen.values())
+
+    def activations(self) -> list[Activation]:
+        """Every elementwise activation with its neighbours: MLPs, and BERT's masked-word head."""
+        pres, posts, ups = (self.points(role) for role in ("mlp_pre", "mlp_post", "mlp_up"))
+        if bool(ups) != bool(getattr(self.cfg, "gated_mlp", False)):
+            raise UnsupportedModelError(
+                f"{self.architecture}: cfg.gated_mlp is {self.cfg.gated_mlp} but "
+                f"{len(ups)} hook points {naming.PER_BLOCK['mlp_up']!r} exist."
+            )
+        gated = ups or [None] * len(pres)
+        found = [Activation(*sites) for sites in zip(pres, posts, gated, strict=True)]
+        head = zip(self.points("head_pre"), self.points("head_post"), strict=True)
+        return found + [Activation(pre, post) for pre, post in head]
+
+    def match(self, pattern: str) -> list[Point]:
+        """The points whose hook name equals or matches a glob such as ``blocks.*.hook_mlp_out``.
+
+        Raises:
+            InputError: nothing matches.
+        """
+        names = [name for name in self._hook_points if fnmatch.fnmatchcase(name, pattern)]
+        if not names:
+            hint = did_you_mean(pattern, self._hook_points) if "*" not in pattern else ""
+            raise InputError(f"no hook point matches {pattern!r} on this {self.backend}; {hint}")
+        seen: dict[int, Point] = {}
+        for name in names:
+            seen.setdefault(id(self._hook_points[name]), self._point(name))
+        return list(seen.values())
+
+    def every_point(self) -> list[Point]:
+        """Every place a rule can act on, once."""
+        seen = {id(hook): self._point(name) for name, hook in reversed(self._hook_points.items())}
+        return [*seen.values(), *self._module_points()]
+
+    def _module_points(self) -> list[Point]:
+        points = self.points("head_pre") + self.points("head_post")
+        return [point for point in points if isinstance(point, ModulePoint)]
+
+    # --------------------------------------------------------------- forward
+
+    def forward(
+        self, token_ids: Int[Tensor, "batch pos"], attention_mask: Bool[Tensor, "batch pos"] | None
+    ) -> Float[Tensor, "batch pos d_vocab"]:
+        """Logits. Pass ``attention_mask`` (True = real token) only where there is padding."""
+        if attention_mask is None:
+            return self.model(token_ids)
+        mask = attention_mask.long()
+        if self.backend == "HookedEncoder":
+            return self.model(token_ids, one_zero_attention_mask=mask)
+        return self.model(token_ids, attention_mask=mask)
+
+    def logits_at(
+        self,
+        token_ids: Int[Tensor, "batch pos"],
+        attention_mask: Bool[Tensor, "batch pos"] | None,
+        position: Int[Tensor, " batch"],
+    ) -> Float[Tensor, "batch d_vocab"]:
+        """Logits of one position per example; the others are never unembedded."""
+        rows = torch.arange(len(position), device=position.device)
+        (unembed_in,) = self.points("unembed_in")
+        undo = unembed_in.on_forward(lambda stream: stream[rows, position][:, None])
+        try:
+            return self.forward(token_ids, attention_mask)[:, 0]
+        finally:
+            undo()
+
+    def token_embedding(self, token_id: int) -> Float[Tensor, " d_model"]:
+        """The embedding of one token, as it stands at the ``embed`` point."""
+        embed = self.model.embed.embed if self.backend == "HookedEncoder" else self.model.embed
+        with torch.no_grad():
+            return embed(torch.tensor([[token_id]], device=self.device))[0, 0].detach()
+
+    # ------------------------------------------------------------ refusals
+
+    def refuse_unsupported(self) -> None:
+        """Raise where a faithful explanation is known to be impossible."""
+        self._refuse_storage()
+        self._refuse_train_mode()
+        self._refuse_architecture()
+
+    def _refuse_storage(self) -> None:
+        parameters = list(self.model.parameters())
+        devices = {parameter.device for parameter in parameters}
+        if len(devices) > 1:
+            raise UnsupportedModelError(
+                f"the model is spread over {sorted(map(str, devices))}; load it on one device."
+            )
+        quantised = getattr(self.cfg, "load_in_4bit", False)
+        if quantised or any(not p.is_floating_point() for p in parameters):
+            raise UnsupportedModelError(
+                "the model is quantised: gradients through packed weights are not supported. "
+                "Load it in float32 or bfloat16."
+            )
+        if any(parameter.is_inference() for parameter in parameters):
+            raise UnsupportedModelError(
+                "the weights were created under torch.inference_mode() and cannot carry "
+                "gradients: load the model outside of it."
+            )
+
+    def _refuse_train_mode(self) -> None:
+        dropouts = [m for m in self.model.modules() if isinstance(m, nn.Dropout)]
+        if any(dropout.training and dropout.p > 0 for dropout in dropouts):
+            raise InputError(
+                "the model is in train mode with dropout, so its relevance would be random: "
+                "call model.eval() first."
+            )
+
+    def _refuse_architecture(self) -> None:
+        if getattr(self.cfg, "num_experts", None):
+            raise UnsupportedModelError(
+                f"{self.architecture} is a mixture of experts: its mlp.hook_pre and "
+                "mlp.hook_post do not surround one activation, so no rule can be placed there."
+            )
+        if self.backend != "TransformerBridge":
+            return
+        if self.architecture not in naming.BRIDGE_ARCHITECTURES:
+            raise UnsupportedModelError(
+                f"{self.architecture} on TransformerBridge is not verified: its hook points may "
+                f"mean something else. Verified: {', '.join(sorted(naming.BRIDGE_ARCHITECTURES))}."
+            )
+        for flag in ("use_split_qkv_input", "use_attn_in"):
+            if getattr(self.cfg, flag, False):
+                raise UnsupportedModelError(
+                    f"{flag} on TransformerBridge reroutes the input of attention around "
+                    f"ln1.hook_scale, which silently breaks norm freezing: "
+                    f"call model.set_{flag}(False)."
+                )
+
+    # ------------------------------------------------------------- metadata
+
+    def describe(self) -> dict[str, Any]:
+        """What the metadata of a result says about the model."""
+        return {
+            "backend": self.backend,
+            "architecture": self.architecture,
+            "model_name": str(getattr(self.cfg, "model_name", "") or ""),
+            "dtype": str(self.dtype).removeprefix("torch."),
+            "n_layers": self.n_layers,
+            "n_heads": self.n_heads,
+            "weights": self.processing(),
+        }
+
+    def processing(self) -> str:
+        """``"raw"``, or which weight processing was detected (head relevance depends on it)."""
+        folded = str(self.cfg.normalization_type).endswith("Pre")
+        if folded or getattr(self.cfg, "layer_norm_folding", False):
+            return "processed (layer norm folded)"
+        return "raw"

@@ -1,0 +1,74 @@
+"""Which hook name plays which role, per backend. The one table of hook names in the project."""
+
+from __future__ import annotations
+
+from lens_attr.graph.points import Role
+
+PER_BLOCK: dict[Role, str] = {
+    "residual": "hook_resid_pre",
+    "q": "attn.hook_q",
+    "k": "attn.hook_k",
+    "v": "attn.hook_v",
+    "scores": "attn.hook_attn_scores",
+    "pattern": "attn.hook_pattern",
+    "z": "attn.hook_z",
+    "attn_out": "hook_attn_out",
+    "resid_mid": "hook_resid_mid",
+    "mlp_pre": "mlp.hook_pre",
+    "mlp_up": "mlp.hook_pre_linear",
+    "mlp_post": "mlp.hook_post",
+    "mlp_out": "hook_mlp_out",
+}
+"""Name of a role inside ``blocks.{layer}.``: the same on every backend."""
+
+ONCE: dict[Role, tuple[str, ...]] = {
+    "embed": ("embed.hook_embed", "hook_embed"),
+    "pos_embed": ("embed.hook_pos_embed", "hook_pos_embed"),
+    "type_embed": ("embed.hook_token_type_embed", "token_type_embed.hook_out"),
+    "unembed_in": ("unembed.hook_in",),
+    "logits": ("unembed.hook_out",),
+}
+"""Names of a role outside the blocks, the first one present counts (HookedEncoder's come first,
+because its ``embed.`` submodule holds all three)."""
+
+BRIDGE_PER_BLOCK: dict[Role, str] = {"mlp_in": "ln2.hook_in"}
+"""What the Bridge calls ``hook_resid_mid`` is the branch into the MLP's norm, not the stream."""
+
+BRIDGE_ONCE: dict[Role, tuple[str, ...]] = {"pos_embed": ("pos_embed.hook_out",)}
+"""On the Bridge ``hook_pos_embed`` of a rotary model is the rotation, not an embedding."""
+
+BRIDGE_BERT_ONCE: dict[Role, tuple[str, ...]] = {
+    "embed": ("embed.hook_out",),
+    "head_pre": ("mlm_head.hook_out",),
+    "head_post": ("ln_final.hook_in",),
+}
+"""On the Bridge ``hook_embed`` of BERT is the sum after its LayerNorm; the word embedding is
+``embed.hook_out``, and the masked-word head's activation lies between two unrelated names."""
+
+NORM_SCALE_SUFFIX = "hook_scale"
+
+AFTER_LAST_BLOCK = (
+    "hook_normalized_resid_post",
+    "hook_resid_post",
+)
+"""The stream after the last block; HookedEncoder's is normalised (post-norm)."""
+
+DELEGATED_ATTENTION = frozenset(
+    {"BertForMaskedLM", "GPTJForCausalLM", "GPTNeoForCausalLM", "OPTForCausalLM"}
+)
+"""On the Bridge these compute attention in Hugging Face code: the pattern fires forward only."""
+
+BRIDGE_ARCHITECTURES = DELEGATED_ATTENTION | frozenset(
+    {
+        "GPT2LMHeadModel",
+        "LlamaForCausalLM",
+        "Qwen2ForCausalLM",
+        "Qwen3ForCausalLM",
+        "Gemma2ForCausalLM",
+        "Gemma3ForCausalLM",
+        "MistralForCausalLM",
+        "Phi3ForCausalLM",
+        "GPTNeoXForCausalLM",
+    }
+)
+"""Architectures whose Bridge hook points were verified (tests/test_families.py)."""

@@ -1,0 +1,204 @@
+"""Text to token ids and back: batches padded on the left, and continuations of a prompt."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from jaxtyping import Bool, Int
+from torch import Tensor
+
+from lens_attr.errors import InputError
+from lens_attr.graph.model import ModelGraph
+
+Text = str | Sequence[str] | Int[Tensor, "batch pos"]
+
+ANCHORS = ("x", "the", ".", "a b")
+
+
+@dataclass(frozen=True)
+class TokenBatch:
+    """Token ids of a batch, padded to one length.
+
+    Attributes:
+        token_ids: padding included.
+        attention_mask: True on real tokens.
+        texts: the strings they came from, None where ids were given.
+    """
+
+    token_ids: Int[Tensor, "batch pos"]
+    attention_mask: Bool[Tensor, "batch pos"]
+    texts: list[str] | None = None
+
+    def __len__(self) -> int:
+        return len(self.token_ids)
+
+    @property
+    def lengths(self) -> list[int]:
+        """Number of real tokens per example."""
+        return self.attention_mask.sum(dim=1).tolist()
+
+    @property
+    def padded(self) -> bool:
+        """Whether any example carries padding."""
+        return not bool(self.attention_mask.all())
+
+    def rows(
+        self, index: Sequence[int], columns: Int[Tensor, " columns"] | None = None
+    ) -> TokenBatch:
+        """Some examples, repeated or not, and of them some columns."""
+        ids, mask = self.token_ids[list(index)], self.attention_mask[list(index)]
+        if columns is not None:
+            ids, mask = ids[:, columns], mask[:, columns]
+        texts = None if self.texts is None else [self.texts[i] for i in index]
+        return TokenBatch(ids, mask, texts)
+
+
+def tokenize(
+    graph: ModelGraph, text: Any, attention_mask: Tensor | None = None
+) -> TokenBatch:
+    """One string, several strings or token ids, as a padded batch on the model's device.
+
+    Strings follow the model's own ``to_tokens`` (BOS or [CLS] as it does by default). Padding is
+    on the left, for masked models on the right, where their positions count from the start.
+
+    Raises:
+        InputError: empty or too long text, ids out of range, wrong dtype or shape.
+    """
+    if isinstance(text, Tensor):
+        return _from_ids(graph, text, attention_mask)
+    if attention_mask is not None:
+        raise InputError("attention_mask goes with token ids; strings are padded for you.")
+    texts = [text] if isinstance(text, str) else list(text) if isinstance(text, Sequence) else None
+    if texts is None or not all(isinstance(one, str) for one in texts):
+        raise InputError(
+            "expected a string, a list of strings, or a LongTensor [batch, pos] of token ids, got "
+            f"{type(text).__name__}."
+        )
+    if not texts:
+        raise InputError("the list of texts is empty.")
+    rows = [_encode_prompt(graph, one) for one in texts]
+    return _pad(graph, rows, texts)
+
+
+def _from_ids(graph: ModelGraph, ids: Tensor, mask: Tensor | None) -> TokenBatch:
+    if ids.is_floating_point() or ids.dtype == torch.bool or ids.is_complex():
+        raise InputError(f"token ids must be integers, got {ids.dtype}.")
+    if ids.ndim != 2 or 0 in ids.shape:
+        raise InputError(
+            f"token ids must have shape [batch, pos] and not be empty, got {list(ids.shape)}."
+        )
+    if int(ids.min()) < 0 or int(ids.max()) >= graph.d_vocab:
+        bad = int(ids.min()) if int(ids.min()) < 0 else int(ids.max())
+        raise InputError(f"token id {bad} is out of range: ids run from 0 to {graph.d_vocab - 1}.")
+    _refuse_too_long(graph, ids.shape[1])
+    # A clone, because ids made under torch.inference_mode cannot be saved for backward.
+    ids = ids.to(graph.device, torch.long).clone()
+    if mask is None:
+        return TokenBatch(ids, torch.ones_like(ids, dtype=torch.bool))
+    if mask.shape != ids.shape:
+        raise InputError(f"attention_mask {list(mask.shape)} does not fit ids {list(ids.shape)}.")
+    mask = mask.to(graph.device).bool().clone()
+    if not bool(mask.any(dim=1).all()):
+        raise InputError("attention_mask hides every token of an example.")
+    return TokenBatch(ids, mask)
+
+
+def _encode_prompt(graph: ModelGraph, text: str) -> list[int]:
+    if graph.tokenizer is None:
+        raise InputError("the model has no tokenizer: pass token ids [batch, pos] instead.")
+    if not text.strip():
+        raise InputError("the text is empty.")
+    tokens = graph.model.to_tokens(text, truncate=False)
+    ids = (tokens[0] if isinstance(tokens, tuple) else tokens)[0].tolist()
+    _refuse_too_long(graph, len(ids))
+    return ids
+
+
+def _refuse_too_long(graph: ModelGraph, length: int) -> None:
+    if length > graph.n_ctx:
+        raise InputError(
+            f"the text has {length} tokens, the model reads at most {graph.n_ctx}: shorten it."
+        )
+
+
+def _pad(graph: ModelGraph, rows: list[list[int]], texts: list[str]) -> TokenBatch:
+    longest = max(map(len, rows))
+    ids = torch.full((len(rows), longest), pad_token_id(graph), dtype=torch.long)
+    mask = torch.zeros_like(ids, dtype=torch.bool)
+    for i, row in enumerate(rows):
+        where = slice(0, len(row)) if graph.is_masked_model else slice(longest - len(row), longest)
+        ids[i, where] = torch.tensor(row)
+        mask[i, where] = True
+    return TokenBatch(ids.to(graph.device), mask.to(graph.device), texts)
+
+
+def pad_token_id(graph: ModelGraph) -> int:
+    """The id that fills padded positions; masked, so any id would do."""
+    tokenizer = graph.tokenizer
+    for name in ("pad_token_id", "eos_token_id", "bos_token_id"):
+        if getattr(tokenizer, name, None) is not None:
+            return int(getattr(tokenizer, name))
+    return 0
+
+
+def str_tokens(graph: ModelGraph, batch: TokenBatch) -> list[list[str]]:
+    """One readable string per token; ids in brackets where the model has no tokenizer."""
+    rows = batch.token_ids.tolist()
+    if graph.tokenizer is None:
+        return [[f"[{token}]" for token in row] for row in rows]
+    return [[token_string(graph, token) for token in row] for row in rows]
+
+
+def token_string(graph: ModelGraph, token_id: int) -> str:
+    """A token as text, with the space it starts with."""
+    if graph.tokenizer is None:
+        return f"[{token_id}]"
+    piece = graph.tokenizer.convert_ids_to_tokens(token_id)
+    if isinstance(piece, str) and piece.startswith("\u2581"):
+        return piece.replace("\u2581", " ")
+    if isinstance(piece, str) and piece.startswith("##"):
+        return piece
+    return graph.tokenizer.decode([token_id])
+
+
+def mask_positions(graph: ModelGraph, batch: TokenBatch) -> list[list[int]]:
+    """Where the mask token stands in each example (padded index)."""
+    mask_id = getattr(graph.tokenizer, "mask_token_id", None)
+    if mask_id is None:
+        raise InputError("the tokenizer has no mask token: pass position=.")
+    found = (batch.token_ids == mask_id) & batch.attention_mask
+    return [row.nonzero().flatten().tolist() for row in found]
+
+
+def continuation(graph: ModelGraph, string: str, prompt: str | None = None) -> list[int]:
+    """The ids of ``string`` as it continues ``prompt``.
+
+    `" was"` is one token on byte-level BPE, ``\u2581was`` on SentencePiece (where encoding `" was"`
+    alone gives two tokens) and ``was`` on WordPiece, so it is read off the encoding of both
+    together.
+
+    Raises:
+        InputError: no tokenizer, an empty string, or one that merges with the end of the prompt.
+    """
+    if graph.tokenizer is None:
+        raise InputError(f"the model has no tokenizer: give the token id instead of {string!r}.")
+    if not string:
+        raise InputError("the target string is empty.")
+    if graph.is_masked_model:
+        string, prompt = f" {string.strip()}", None
+    for anchor in ANCHORS if prompt is None else (prompt,):
+        before, both = _encode_plain(graph, anchor), _encode_plain(graph, anchor + string)
+        if len(both) > len(before) and both[: len(before)] == before:
+            return both[len(before) :]
+    end = "" if prompt is None else f" {prompt[-12:]!r}"
+    raise InputError(
+        f"{string!r} does not continue the prompt{end} as tokens of its own: the tokenizer merges "
+        "the two. Put the space in the target (' are'), none at the end of the text, or give ids."
+    )
+
+
+def _encode_plain(graph: ModelGraph, text: str) -> list[int]:
+    return graph.tokenizer(text, add_special_tokens=False)["input_ids"]

@@ -1,0 +1,27 @@
+"""Figures of results: plotly figures, or HTML for coloured text. No model is ever needed.
+
+``result.plot()`` calls these by name; they can also be called directly.
+"""
+
+from lens_attr.plots.attention_map import attention
+from lens_attr.plots.head_map import heads
+from lens_attr.plots.palette import shade
+from lens_attr.plots.pruning_curves import pruning
+from lens_attr.plots.template import DARK, LIGHT
+from lens_attr.plots.token_figures import comparison, relevance
+from lens_attr.plots.token_html import html_tokens
+from lens_attr.plots.token_text import readable, shares
+
+__all__ = [
+    "DARK",
+    "LIGHT",
+    "attention",
+    "comparison",
+    "heads",
+    "html_tokens",
+    "pruning",
+    "readable",
+    "relevance",
+    "shade",
+    "shares",
+]

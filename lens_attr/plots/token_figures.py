@@ -1,0 +1,168 @@
+"""Coloured text: one strip of token boxes per example, or per method."""
+
+from __future__ import annotations
+
+import html
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, Literal, get_args
+
+import plotly.graph_objects as go
+
+from lens_attr.errors import InputError, did_you_mean
+from lens_attr.plots.head_map import heads
+from lens_attr.plots.palette import INK
+from lens_attr.plots.template import COLOUR_BAR_PX, MONO, figure, relevance_axis
+from lens_attr.plots.token_text import Box, boxes, plotly_text, shares
+
+if TYPE_CHECKING:
+    from lens_attr.attribution.comparison import Comparison
+    from lens_attr.attribution.relevance import Relevance
+
+Kind = Literal["tokens", "heads"]
+
+MOST_EXAMPLES = 20
+"""Examples drawn when none is chosen."""
+_LINE_PX, _MARGINS = 36, 76
+_HEADING = 1.0
+_GAP = 0.35
+
+
+@dataclass(frozen=True)
+class Strip:
+    """One text under one heading; ``colours`` are what the colour axis measures."""
+
+    heading: str
+    tokens: Sequence[str]
+    values: Sequence[float]
+    colours: Sequence[float]
+
+
+def relevance(
+    result: Relevance,
+    kind: Kind = "tokens",
+    example: int | None = None,
+    limit: float | None = None,
+    wrap: int = 88,
+    **options: Any,
+) -> go.Figure:
+    """The text, every token coloured by its relevance.
+
+    Args:
+        result: what to draw.
+        kind: ``"tokens"``, or ``"heads"`` for the head map (then ``options`` go to `heads`).
+        example: which example; ``None`` draws all, up to the first 20.
+        limit: relevance at which the colour saturates; default: the largest absolute one.
+        wrap: characters on a line.
+
+    Raises:
+        InputError: unknown kind or option, example out of range, or limit not above zero.
+    """
+    if kind not in get_args(Kind):
+        raise InputError(f"unknown kind {kind!r}; {did_you_mean(str(kind), get_args(Kind))}")
+    if kind == "heads":
+        return heads(result, example=example, limit=limit, **options)
+    if options:
+        raise InputError(f"unknown option {next(iter(options))!r} for a token figure.")
+    chosen = range(min(len(result), MOST_EXAMPLES)) if example is None else [example]
+    strips = [_example_strip(result[i]) for i in chosen]
+    values = (value for strip in strips for value in strip.values)
+    axis = relevance_axis(values, f"relevance ({result.unit})", limit)
+    title = f"Token relevance, {result.method}"
+    if len(strips) < len(result) and example is None:
+        title += f", first {len(strips)} of {len(result)} examples"
+    return _draw(strips, title, axis, wrap)
+
+
+def comparison(result: Comparison, example: int = 0, wrap: int = 88) -> go.Figure:
+    """The same text once per method.
+
+    Methods measure in different units, so each strip is coloured relative to its own largest
+    absolute relevance; the values themselves show on hover.
+
+    Args:
+        result: what to draw.
+        example: which example.
+        wrap: characters on a line.
+
+    Raises:
+        InputError: nothing to compare, or example out of range.
+    """
+    if not result.results:
+        raise InputError("the comparison holds no method.")
+    strips = []
+    for method, of_method in result.results.items():
+        one = of_method[example]
+        values = one.real_tokens().double().tolist()
+        strips.append(Strip(method, one.real_str_tokens(), values, shares(values)))
+    first = next(iter(result.results.values()))[example]
+    title = f"Token relevance by method: {_target_line(first)}"
+    axis = relevance_axis((), "share of the method's largest", limit=1.0)
+    return _draw(strips, title, axis, wrap)
+
+
+def _example_strip(one: Relevance) -> Strip:
+    """The strip of a result that holds a single example."""
+    values = one.real_tokens().double().tolist()
+    return Strip(_target_line(one), one.real_str_tokens(), values, values)
+
+
+def _target_line(one: Relevance) -> str:
+    return f"{one.target[0]} = {float(one.target_value[0]):.3f}"
+
+
+def _draw(strips: Sequence[Strip], title: str, axis: dict[str, Any], wrap: int) -> go.Figure:
+    """Boxes as horizontal bars: each starts where the one before it ends."""
+    fig = figure(html.escape(title, quote=False))
+    row, widest = 0.0, wrap / 2
+    for strip in strips:
+        placed = boxes(strip.tokens, wrap)
+        _add_heading(fig, row, strip.heading)
+        _add_strip(fig, strip, placed, row + _HEADING)
+        row += _HEADING + placed[-1].line + 1 + _GAP
+        widest = max(widest, *(box.left + box.width for box in placed))
+    bottom = row - _GAP - 0.4
+    fig.update_xaxes(visible=False, range=[0, widest], fixedrange=True)
+    fig.update_yaxes(visible=False, range=[bottom, -0.5], fixedrange=True)
+    fig.update_layout(height=max(int((bottom + 0.5) * _LINE_PX), COLOUR_BAR_PX) + _MARGINS)
+    fig.update_layout(
+        coloraxis=axis,
+        margin={"l": 16, "r": 16, "t": _MARGINS - 16, "b": 16},
+        showlegend=False,
+        barmode="overlay",
+    )
+    return fig
+
+
+def _add_strip(fig: go.Figure, strip: Strip, placed: Sequence[Box], first_row: float) -> None:
+    hover = [
+        f"token {plotly_text(repr(token))}<br>position {position}<br>relevance {value:+.4g}"
+        for position, (token, value) in enumerate(zip(strip.tokens, strip.values, strict=True))
+    ]
+    fig.add_bar(
+        orientation="h",
+        base=[box.left for box in placed],
+        x=[box.width for box in placed],
+        y=[first_row + box.line for box in placed],
+        width=0.86,
+        text=[plotly_text(box.text) for box in placed],
+        textposition="inside",
+        insidetextanchor="middle",
+        textangle=0,
+        textfont={"color": INK, "family": MONO, "size": 14},
+        marker={"color": strip.colours, "coloraxis": "coloraxis", "line": {"width": 0}},
+        customdata=hover,
+        hovertemplate="%{customdata}<extra></extra>",
+    )
+
+
+def _add_heading(fig: go.Figure, row: float, heading: str) -> None:
+    fig.add_annotation(
+        text=html.escape(heading, quote=False),
+        x=0,
+        y=row + 0.1,
+        xanchor="left",
+        yanchor="middle",
+        showarrow=False,
+        font={"size": 14},
+    )

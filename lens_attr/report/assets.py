@@ -1,0 +1,91 @@
+"""The HTML frame, the style sheet and the script of a page."""
+
+from __future__ import annotations
+
+from string import Template
+
+PAGE = Template(
+    """<!doctype html>
+<html lang="en">
+<head>
+<meta charset="utf-8">
+<meta name="viewport" content="width=device-width, initial-scale=1">
+<meta http-equiv="Content-Security-Policy" content="default-src 'none'; \
+script-src 'unsafe-inline'; style-src 'unsafe-inline'; img-src data: blob:">
+<link rel="icon" href="data:,">
+<title>$title</title>
+<style>$style</style>
+</head>
+<body>
+<header>
+<h1>$title</h1>
+$prose
+$contents
+</header>
+<main>
+$body
+</main>
+<footer>$footer</footer>
+$scripts
+</body>
+</html>
+"""
+)
+
+STYLE = """
+:root { color-scheme: light dark; --ink: #22262e; --soft: #5d6470; --page: #f4f5f7;
+  --card: #ffffff; --line: #e0e3e8; --link: #1f5fa8; }
+@media (prefers-color-scheme: dark) { :root { --ink: #e4e6ea; --soft: #a3a9b5; --page: #121418;
+  --card: #1b1e24; --line: #343943; --link: #8ab8f0; } }
+* { box-sizing: border-box; }
+body { margin: 0 auto; padding: 16px; max-width: 1120px; background: var(--page);
+  color: var(--ink); font: 16px/1.55 system-ui, -apple-system, "Segoe UI", Roboto, sans-serif; }
+h1 { font-size: 1.7rem; line-height: 1.25; margin: 0.6em 0 0.4em; }
+h2 { font-size: 1.3rem; line-height: 1.3; margin: 0 0 0.4em; }
+h3 { font-size: 1.08rem; margin: 0 0 0.3em; }
+header p, section > p { max-width: 46em; overflow-wrap: anywhere; }
+p { margin: 0.5em 0; }
+a { color: var(--link); }
+nav ul { display: flex; flex-wrap: wrap; gap: 0.2em 1.2em; list-style: none; padding: 0; }
+section { background: var(--card); border: 1px solid var(--line); border-radius: 8px;
+  padding: 16px 18px; margin: 16px 0; }
+figure { margin: 14px 0 0; }
+figcaption, .label { color: var(--soft); font-size: 0.9rem; }
+.label { display: flex; flex-wrap: wrap; gap: 0 0.8em; margin-top: 0.8em; }
+.label b { color: var(--ink); font-weight: 600; }
+.plot { width: 100%; }
+.tokens { font: 15px/2 ui-monospace, Menlo, Consolas, "DejaVu Sans Mono", monospace;
+  margin: 0.1em 0 0.2em; white-space: pre-wrap; overflow-wrap: anywhere; }
+.tokens span { padding: 0.22em 0.16em; border-radius: 3px; margin-right: 1px;
+  -webkit-box-decoration-break: clone; box-decoration-break: clone; }
+.refused { color: var(--soft); font-size: 0.92rem; margin: 0.1em 0 0.2em; }
+.key { display: flex; flex-wrap: wrap; align-items: center; gap: 0.4em 0.7em;
+  color: var(--soft); font-size: 0.9rem; }
+.key i { width: 130px; height: 12px; border-radius: 3px; }
+.scroll { overflow-x: auto; margin: 12px 0 0; }
+table { border-collapse: collapse; font-size: 0.92rem; font-variant-numeric: tabular-nums; }
+th, td { text-align: left; padding: 5px 14px 5px 0; border-bottom: 1px solid var(--line);
+  white-space: nowrap; }
+th { color: var(--soft); font-weight: 600; }
+footer { color: var(--soft); font-size: 0.88rem; overflow-wrap: anywhere; }
+"""
+
+DRAW = Template(
+    """
+const themes = $themes;
+const dark = window.matchMedia("(prefers-color-scheme: dark)");
+function draw(place) {
+  const drawing = JSON.parse(place.dataset.drawing);
+  drawing.layout.template = dark.matches ? themes.dark : themes.light;
+  Plotly.react(place, drawing.data, drawing.layout, {responsive: true, displayModeBar: false});
+}
+const places = Array.from(document.querySelectorAll(".plot"));
+for (const place of places) {
+  place.dataset.drawing = place.querySelector("script").textContent;
+  place.replaceChildren();
+}
+const redraw = () => places.forEach(draw);
+dark.addEventListener("change", redraw);
+redraw();
+"""
+)

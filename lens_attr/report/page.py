@@ -1,0 +1,171 @@
+"""A page: a title, some prose, and sections that hold figures, tables and coloured text."""
+
+from __future__ import annotations
+
+import html
+import json
+import re
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import pandas as pd
+import plotly.graph_objects as go
+from plotly.offline import get_plotlyjs
+
+from lens_attr.plots import DARK, LIGHT
+from lens_attr.report import assets
+
+DEFAULT_HEIGHT = 450
+
+
+@dataclass(frozen=True)
+class Html:
+    """Markup that goes into the page as it is: whoever makes it escapes what it shows."""
+
+    markup: str
+
+
+Content = go.Figure | pd.DataFrame | Html
+
+
+@dataclass(frozen=True)
+class Section:
+    """One heading with what stands under it.
+
+    Attributes:
+        title: the heading, and the entry in the table of contents.
+        prose: plain text; blank lines separate paragraphs.
+        content: figures, tables and markup, in order.
+        level: 2 for a section, 3 for a part of one (not in the table of contents).
+    """
+
+    title: str
+    prose: str = ""
+    content: Sequence[Content] = ()
+    level: int = 2
+
+
+@dataclass(frozen=True)
+class Page:
+    """Everything that one HTML file shows.
+
+    Attributes:
+        title: heading of the page and of the browser window.
+        prose: plain text under the heading; blank lines separate paragraphs.
+        sections: what follows.
+        footer: plain text at the very end.
+    """
+
+    title: str
+    prose: str = ""
+    sections: Sequence[Section] = ()
+    footer: str = ""
+
+
+def write_page(page: Page, path: str | Path) -> Path:
+    """Write one HTML file that needs no network: styles, figures and plotly are inside.
+
+    Missing folders are made. The page follows the reader's light or dark setting.
+
+    Args:
+        page: what to show; all its text is escaped, apart from `Html`.
+        path: the file.
+
+    Returns:
+        The path that was written.
+    """
+    path = Path(path)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text(render(page), encoding="utf-8")
+    return path
+
+
+def render(page: Page) -> str:
+    """The HTML of a page. Plotly is embedded once, and only if the page holds a figure."""
+    body = "\n".join(_section(section, i) for i, section in enumerate(page.sections))
+    drawn = any(isinstance(c, go.Figure) for s in page.sections for c in s.content)
+    return assets.PAGE.substitute(
+        title=html.escape(page.title),
+        style=assets.STYLE,
+        prose=_paragraphs(page.prose),
+        contents=_table_of_contents(page.sections),
+        body=body,
+        footer=_paragraphs(page.footer),
+        scripts=_scripts() if drawn else "",
+    )
+
+
+def _section(section: Section, i: int) -> str:
+    tag = f"h{section.level}"
+    parts = [f'<section id="s{i}"><{tag}>{html.escape(section.title)}</{tag}>']
+    parts.append(_paragraphs(section.prose))
+    parts += [_content(content) for content in section.content]
+    return "\n".join([*parts, "</section>"])
+
+
+def _content(content: Content) -> str:
+    if isinstance(content, Html):
+        return content.markup
+    if isinstance(content, pd.DataFrame):
+        return _table(content)
+    return _figure(content)
+
+
+def _paragraphs(text: str) -> str:
+    blocks = (block.strip() for block in re.split(r"\n\s*\n", text))
+    return "\n".join(f"<p>{html.escape(block)}</p>" for block in blocks if block)
+
+
+def _table_of_contents(sections: Sequence[Section]) -> str:
+    entries = [
+        f'<li><a href="#s{i}">{html.escape(section.title)}</a></li>'
+        for i, section in enumerate(sections)
+        if section.level == 2
+    ]
+    return f"<nav><ul>{''.join(entries)}</ul></nav>" if len(entries) > 1 else ""
+
+
+def _table(frame: pd.DataFrame) -> str:
+    """A table in a box of its own, so that a wide one scrolls without moving the page."""
+    markup = frame.to_html(
+        index=False,
+        border=0,
+        justify="left",
+        na_rep="–",
+        float_format=lambda value: f"{value:.3f}",
+        escape=True,
+    )
+    return f'<div class="scroll">{markup}</div>'
+
+
+def _figure(figure: go.Figure) -> str:
+    """A figure as data for the script at the end of the page; its title becomes a caption."""
+    drawing = json.loads(figure.to_json())
+    layout = drawing["layout"]
+    layout.pop("template", None)
+    title = layout.pop("title", {}).get("text") or ""
+    layout.pop("width", None)
+    height = layout.setdefault("height", DEFAULT_HEIGHT)
+    layout["margin"] = {**layout.get("margin", {}), "t": 12}
+    return (
+        f"<figure><figcaption>{html.escape(_plain(title))}</figcaption>"
+        f'<div class="plot" style="height:{int(height)}px">'
+        f'<script type="application/json">{_script_json(drawing)}</script></div></figure>'
+    )
+
+
+def _plain(title: str) -> str:
+    """The words of a plotly title, which may hold simple tags and entities."""
+    return html.unescape(re.sub(r"<[^>]+>", " ", title)).strip()
+
+
+def _script_json(value: object) -> str:
+    """JSON that cannot end the script element around it."""
+    return json.dumps(value, separators=(",", ":")).replace("<", "\\u003c")
+
+
+def _scripts() -> str:
+    themes = {"light": LIGHT.to_plotly_json(), "dark": DARK.to_plotly_json()}
+    draw = assets.DRAW.substitute(themes=_script_json(themes))
+    return f"<script>{get_plotlyjs()}</script>\n<script>{draw}</script>"

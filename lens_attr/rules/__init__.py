@@ -1,0 +1,32 @@
+"""Attribution rules as backward hooks: presets, single rules, and rules of your own."""
+
+from lens_attr.rules.attention import ScalePattern, ScaleZ, TemperedSoftmax
+from lens_attr.rules.core import Placement, Rule, RuleSet, Tape, scale
+from lens_attr.rules.custom import Custom, custom
+from lens_attr.rules.mlp import GateSplit, IdentityActivation
+from lens_attr.rules.norm import FreezeNorm
+from lens_attr.rules.presets import PRESETS, attnlrp, build, gim, gradient, lrp, preset, relp
+
+__all__ = [
+    "PRESETS",
+    "Custom",
+    "FreezeNorm",
+    "GateSplit",
+    "IdentityActivation",
+    "Placement",
+    "Rule",
+    "RuleSet",
+    "ScalePattern",
+    "ScaleZ",
+    "Tape",
+    "TemperedSoftmax",
+    "attnlrp",
+    "build",
+    "custom",
+    "gim",
+    "gradient",
+    "lrp",
+    "preset",
+    "relp",
+    "scale",
+]

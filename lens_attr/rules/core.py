@@ -1,0 +1,245 @@
+"""Rule, Placement, RuleSet: a rule is a backward hook, a preset is a short list of rules."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Collection, Iterable, Iterator
+from dataclasses import dataclass, fields, replace
+from fnmatch import fnmatchcase
+from typing import TYPE_CHECKING, Any
+
+from torch import Tensor
+
+from lens_attr.errors import InputError, RuleConflictError, RuleNotAppliedError, did_you_mean
+from lens_attr.graph import ModelGraph, Point, resolve
+
+if TYPE_CHECKING:
+    from lens_attr.rules.hooks import HookLists
+    from lens_attr.rules.session import Session
+
+
+class Tape:
+    """Forward values and outgoing gradients of the points a rule asked for, during one pass."""
+
+    def __init__(self) -> None:
+        self._values: dict[str, Tensor] = {}
+        self._grads: dict[str, Tensor] = {}
+        self._pending: dict[str, int] = {}
+
+    def value(self, point: Point) -> Tensor:
+        """The activation at ``point`` in the forward pass this backward belongs to.
+
+        Raises:
+            RuleNotAppliedError: it was not captured, or two forwards wait for their backward.
+        """
+        if point.name not in self._values:
+            raise RuleNotAppliedError(
+                f"the forward value of {point.name} was not captured: attach the forward hooks "
+                "too, `with model.hooks(**rules.hooks(model))`, before the forward."
+            )
+        if self._pending.get(point.name, 0) > 1:
+            raise RuleNotAppliedError(
+                f"{point.name} ran forward {self._pending[point.name]} times before this "
+                "backward, so its value is ambiguous: run each backward before the next forward "
+                "(or run the other forwards under torch.no_grad())."
+            )
+        return self._values[point.name]
+
+    def grad(self, point: Point) -> Tensor:
+        """The gradient leaving ``point``, after the rules placed on it."""
+        return self._grads[point.name]
+
+    def record_value(self, point: Point, activation: Tensor) -> None:
+        """Keep an activation, if a backward can follow."""
+        if activation.requires_grad:
+            self._values[point.name] = activation.detach()
+            self._pending[point.name] = self._pending.get(point.name, 0) + 1
+
+    def record_grad(self, point: Point, grad: Tensor) -> None:
+        """Keep the gradient leaving a point."""
+        self._grads[point.name] = grad
+
+    def backward_done(self, point: Point) -> None:
+        """The backward of the latest forward has reached ``point``."""
+        self._pending[point.name] = 0
+
+
+Transform = Callable[[Tensor, Tape], Tensor]
+
+
+@dataclass(frozen=True)
+class Placement:
+    """One rule at one point.
+
+    Attributes:
+        point: where the gradient is changed.
+        transform: gradient in, gradient out; may read the tape.
+        values: points whose forward activation the transform reads.
+        grads: points whose outgoing gradient it reads (they lie later in the forward pass).
+        replaces: the transform ignores the gradient it is given, so it must come first there.
+    """
+
+    point: Point
+    transform: Transform
+    values: tuple[Point, ...] = ()
+    grads: tuple[Point, ...] = ()
+    replaces: bool = False
+
+
+def scale(point: Point, factor: float) -> Placement:
+    """Multiply the gradient at ``point`` by ``factor``."""
+    return Placement(point, lambda grad, tape: grad * factor)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Rule(ABC):
+    """A change of the gradient at some hook points. The forward pass never changes.
+
+    Attributes:
+        layers: blocks to act in; None for all, and for what lies outside the blocks.
+        only: glob on the hook name, e.g. ``"*ln1*"``, to act at some of the points.
+    """
+
+    layers: Collection[int] | None = None
+    only: str = "*"
+
+    @property
+    def name(self) -> str:
+        """How tables and errors call this rule."""
+        return type(self).__name__
+
+    @abstractmethod
+    def place(self, graph: ModelGraph) -> Iterable[Placement]:
+        """Every point of the model where this rule acts."""
+
+    def absent(self, graph: ModelGraph) -> bool:
+        """Whether the model has nothing this rule is about (then it may act nowhere)."""
+        return False
+
+    def placements(self, graph: ModelGraph) -> list[Placement]:
+        """`place`, narrowed to ``layers`` and ``only``.
+
+        Raises:
+            InputError: a layer the model does not have.
+            RuleNotAppliedError: no point is left, which would silently change nothing.
+        """
+        unknown = sorted(set(self.layers or ()) - set(range(graph.n_layers)))
+        if unknown:
+            raise InputError(f"layers {unknown}: the model has layers 0 to {graph.n_layers - 1}.")
+        everywhere = list(self.place(graph))
+        kept = [placement for placement in everywhere if self._selects(placement.point)]
+        if kept or (not everywhere and self.absent(graph)):
+            return kept
+        raise RuleNotAppliedError(
+            f"{self.name} matches no hook point of this {graph.architecture} on {graph.backend} "
+            f"(layers={self.layers}, only={self.only!r}, {len(everywhere)} before that filter)."
+        )
+
+    def _selects(self, point: Point) -> bool:
+        in_layers = self.layers is None or point.layer in self.layers
+        return in_layers and fnmatchcase(point.name, self.only)
+
+    def describe(self) -> dict[str, Any]:
+        """Name and switches, for metadata."""
+        switches = {f.name: getattr(self, f.name) for f in fields(self)}
+        switches = {k: list(v) if k == "layers" and v else v for k, v in switches.items()}
+        plain = {k: v for k, v in switches.items() if v is None or not callable(v)}
+        return {"rule": self.name} | plain
+
+
+@dataclass(frozen=True)
+class RuleSet:
+    """An ordered list of rules: a preset, or one of your own.
+
+    ``rules + other`` appends a rule or a set; ``rules.without("GateSplit")`` and
+    ``rules.replace("TemperedSoftmax", temperature=3.0)`` make ablations.
+    """
+
+    rules: tuple[Rule, ...] = ()
+    name: str = "custom"
+
+    def __iter__(self) -> Iterator[Rule]:
+        return iter(self.rules)
+
+    def __add__(self, other: Rule | RuleSet) -> RuleSet:
+        more = (other,) if isinstance(other, Rule) else other.rules
+        return RuleSet((*self.rules, *more), name=self.name)
+
+    def without(self, name: str) -> RuleSet:
+        """The same rules but one, by name.
+
+        Raises:
+            InputError: there is no such rule in this set.
+        """
+        self._index(name)
+        kept = tuple(rule for rule in self.rules if rule.name != name)
+        return RuleSet(kept, name=f"{self.name} without {name}")
+
+    def replace(self, name: str, **switches: Any) -> RuleSet:
+        """The same rules with switches of one changed, by name.
+
+        Raises:
+            InputError: there is no such rule, or it has no such switch.
+        """
+        index = self._index(name)
+        known = [f.name for f in fields(self.rules[index])]
+        for switch in set(switches) - set(known):
+            raise InputError(f"{name} has no switch {switch!r}; {did_you_mean(switch, known)}")
+        changed = replace(self.rules[index], **switches)
+        return RuleSet((*self.rules[:index], changed, *self.rules[index + 1 :]), name=self.name)
+
+    def _index(self, name: str) -> int:
+        names = [rule.name for rule in self.rules]
+        if name not in names:
+            raise InputError(f"no rule {name!r} in {self.name}; {did_you_mean(name, names)}")
+        return names.index(name)
+
+    def placements(self, graph: ModelGraph) -> dict[str, list[tuple[Rule, Placement]]]:
+        """Every placement, grouped by hook point and in order.
+
+        Raises:
+            RuleConflictError: two rules want to replace the gradient at one point, or one that
+                replaces it comes after another.
+        """
+        by_point: dict[str, list[tuple[Rule, Placement]]] = {}
+        for rule in self.rules:
+            for placement in rule.placements(graph):
+                here = by_point.setdefault(placement.point.name, [])
+                if placement.replaces and here:
+                    raise RuleConflictError(
+                        f"{rule.name} replaces the gradient at {placement.point.name}, which "
+                        f"would undo {here[-1][0].name} there: put it first, or drop one."
+                    )
+                here.append((rule, placement))
+        return by_point
+
+    def describe(self) -> list[dict[str, Any]]:
+        """Every rule with its switches, for metadata."""
+        return [rule.describe() for rule in self.rules]
+
+    def on(self, model: Any) -> Session:
+        """Context in which every backward through ``model`` follows these rules.
+
+        Run the forward inside it as well. The innermost context counts; hooks, flags and weights
+        are as before on every exit.
+
+        Raises:
+            UnsupportedModelError, RuleNotAppliedError, RuleConflictError: see the rules.
+        """
+        from lens_attr.rules.session import Session
+
+        return Session(resolve(model), self, strict=False)
+
+    def hooks(self, model: Any) -> HookLists:
+        """``{"fwd_hooks": [...], "bwd_hooks": [...]}`` for ``model.hooks(**...)``."""
+        from lens_attr.rules.hooks import hook_lists
+
+        return hook_lists(resolve(model), self)
+
+    def bwd_hooks(self, model: Any) -> list[tuple[str, Callable[..., Tensor | None]]]:
+        """(hook name, function) pairs for ``model.hooks(bwd_hooks=...)`` or ``run_with_hooks``.
+
+        Rules that read forward values (the identity rule, the tempered softmax) also need the
+        forward hooks of `hooks`; without them the backward raises and says so.
+        """
+        return self.hooks(model)["bwd_hooks"]

@@ -1,0 +1,194 @@
+"""`Session`: rules installed on a model for a while, counted, and removed on every exit."""
+
+from __future__ import annotations
+
+from contextlib import ExitStack
+from functools import partial
+from types import TracebackType
+
+from torch import Tensor
+
+from lens_attr.errors import RuleConflictError, RuleNotAppliedError
+from lens_attr.graph import ModelGraph, Point
+from lens_attr.rules.core import Placement, Rule, RuleSet, Tape
+
+
+class PointHook:
+    """The one backward hook of a point: all its placements in order, counted.
+
+    With no placements it only keeps the gradient for another point's rule.
+    """
+
+    def __init__(
+        self,
+        point: Point,
+        placed: list[tuple[Rule, Placement]],
+        tape: Tape,
+        session: Session | None = None,
+    ) -> None:
+        self.point = point
+        self.placed = placed
+        self.tape = tape
+        self.session = session
+        self.fired = 0
+
+    def __call__(self, grad: Tensor) -> Tensor | None:
+        if self.session is not None:
+            self.session.refuse_if_closed(self.point)
+            if self.session.suspended:
+                return None
+        self.fired += 1
+        result = grad
+        for _, placement in self.placed:
+            result = placement.transform(result, self.tape)
+        result = result.to(grad.dtype)
+        self.tape.record_grad(self.point, result)
+        for _, placement in self.placed:
+            for source in placement.values:
+                self.tape.backward_done(source)
+        return result if self.placed else None
+
+
+def point_hooks(
+    graph: ModelGraph, rules: RuleSet, tape: Tape, session: Session | None = None
+) -> tuple[list[PointHook], list[Point]]:
+    """The backward hook of every point the rules need, and the points whose values they read."""
+    by_point = rules.placements(graph)
+    hooks = {
+        name: PointHook(placed[0][1].point, placed, tape, session)
+        for name, placed in by_point.items()
+    }
+    values: dict[str, Point] = {}
+    for placed in by_point.values():
+        for _, placement in placed:
+            values |= {point.name: point for point in placement.values}
+            for point in placement.grads:
+                hooks.setdefault(point.name, PointHook(point, [], tape, session))
+    return list(hooks.values()), list(values.values())
+
+
+class Session:
+    """Context manager that installs a `RuleSet` on a model.
+
+    A strict session (what ``la.attribute`` uses) raises on exit unless every hook fired. The
+    context of ``rules.on(model)`` is lenient about layers that a partial forward never reached,
+    but not about a rule that never acted anywhere.
+    """
+
+    def __init__(self, graph: ModelGraph, rules: RuleSet, *, strict: bool) -> None:
+        self.graph = graph
+        self.rules = rules
+        self.strict = strict
+        self.suspended = 0
+        self.closed = False
+        self.hooks: list[PointHook] = []
+        self._forward_ran = False
+        self._was_suspended = False
+        self._stack = ExitStack()
+
+    def __enter__(self) -> Session:
+        self.closed, self._forward_ran, self._was_suspended = False, False, False
+        tape = Tape()
+        self.hooks, values = point_hooks(self.graph, self.rules, tape, self)
+        with ExitStack() as stack:
+            self._suspend_outer(stack)
+            self._guard(stack)
+            for hook in self.hooks:
+                stack.callback(hook.point.on_backward(hook))
+            for point in values:
+                stack.callback(point.on_forward(partial(tape.record_value, point)))
+            if not self.strict:
+                self._watch_forwards(stack)
+            self._stack = stack.pop_all()
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        traceback: TracebackType | None,
+    ) -> None:
+        self.closed = True
+        self._stack.close()
+        if kind is None:
+            self.verify()
+
+    @property
+    def fired(self) -> dict[str, int]:
+        """How often the backward reached each point with a rule."""
+        return {hook.point.name: hook.fired for hook in self.hooks if hook.placed}
+
+    def verify(self) -> None:
+        """Raise if a rule did not act.
+
+        Raises:
+            RuleNotAppliedError: naming the points that stayed silent.
+        """
+        ruled = [hook for hook in self.hooks if hook.placed]
+        silent = [hook for hook in ruled if not hook.fired]
+        if self.strict and silent:
+            self._raise_silent(silent)
+        if not self.strict and ruled and not (self._forward_ran or self._was_suspended):
+            raise RuleNotAppliedError(
+                "no forward of the model ran inside this context, so no rule acted: hooks must "
+                "precede the forward, so run it inside `with rules.on(model):`."
+            )
+        acted = {rule.name for hook in ruled if hook.fired for rule, _ in hook.placed}
+        never = [h for h in silent if not acted & {rule.name for rule, _ in h.placed}]
+        if acted and never:
+            self._raise_silent(never)
+
+    def refuse_if_closed(self, point: Point) -> None:
+        """A graph built inside the context must be differentiated inside it."""
+        if self.closed:
+            raise RuleNotAppliedError(
+                f"the backward reached {point.name} after the context of {self.rules.name!r} was "
+                "left, so its rules would be missing: call backward inside the context."
+            )
+
+    def _raise_silent(self, silent: list[PointHook]) -> None:
+        places = ", ".join(hook.point.name for hook in silent[:4])
+        more = f" and {len(silent) - 4} more" if len(silent) > 4 else ""
+        names = sorted({rule.name for hook in silent for rule, _ in hook.placed})
+        raise RuleNotAppliedError(
+            f"no gradient arrived at {places}{more}, so {', '.join(names)} did nothing there. "
+            "Either the target does not depend on these points, or this model computes them "
+            "outside the autograd graph: run la.check(model, rules)."
+        )
+
+    def _suspend_outer(self, stack: ExitStack) -> None:
+        """The innermost context counts: silence the sessions already installed here."""
+        hooks = [hook for p in self.graph.every_point() for hook in p.own_backward_hooks()]
+        sessions = [h.session for h in hooks if isinstance(h, PointHook) and h.session]
+        for outer in {id(session): session for session in sessions}.values():
+            outer.suspended += 1
+            outer._was_suspended = True
+            stack.callback(outer._resume)
+
+    def _resume(self) -> None:
+        self.suspended -= 1
+
+    def _guard(self, stack: ExitStack) -> None:
+        """Make the backward hooks of others that stand on our points report their changes."""
+        for hook in self.hooks:
+            if hook.placed:
+                stack.callback(hook.point.guard(partial(self._conflict, hook)))
+
+    def _watch_forwards(self, stack: ExitStack) -> None:
+        """Notice that a forward ran, and guard hooks that were added inside the context."""
+
+        def entering(_: Tensor) -> None:
+            self._forward_ran = True
+            self._guard(self._stack)
+
+        for point in self.graph.points("embed") + self.graph.points("residual"):
+            stack.callback(point.on_forward(entering))
+
+    def _conflict(self, hook: PointHook) -> None:
+        if self.suspended:
+            return
+        raise RuleConflictError(
+            f"a backward hook of yours at {hook.point.name} changes the gradient where "
+            f"{hook.placed[0][0].name} acts, and torch keeps only one of the two. Remove it "
+            "(model.reset_hooks()), or write it as a rule: rules + la.rules.custom(...)."
+        )

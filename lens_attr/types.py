@@ -1,0 +1,34 @@
+"""Plain data shared by every layer; nothing here knows a model."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+
+
+@dataclass(frozen=True)
+class Sample:
+    """One prediction with a known reason, independent of any tokenizer.
+
+    A causal model reads ``text`` and predicts the next word. A masked model reads
+    ``text + " " + mask + suffix`` and predicts the mask. ``answer`` and ``foil`` are
+    continuations and carry their leading space (`" are"`).
+
+    Attributes:
+        text: the prompt, without trailing space.
+        answer: the correct continuation, with its leading space.
+        foil: the wrong one it competes with, with its leading space.
+        truth: character spans ``(start, end)`` in ``text`` of the words that decide the answer.
+        task: ``"sva"``, ``"ra"`` or ``"qa"``.
+        suffix: what follows the explained word (read by masked models only).
+        source: where the sample comes from, e.g. ``"lens_attr generator, seed 3"``.
+        tags: free labels, e.g. ``{"attractor": "pp", "number": "plural"}``.
+    """
+
+    text: str
+    answer: str
+    foil: str
+    truth: tuple[tuple[int, int], ...] = ()
+    task: str = ""
+    suffix: str = ""
+    source: str = ""
+    tags: dict[str, str] = field(default_factory=dict)
