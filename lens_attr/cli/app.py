@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-from importlib import metadata
 from typing import Annotated, Any
 
 import typer
 from typer.core import TyperGroup
 
+from lens_attr._version import __version__
 from lens_attr.cli import attribute, check, console, demo, heads, methods, prune
 from lens_attr.errors import LensAttrError
 
@@ -41,7 +41,7 @@ app = typer.Typer(
 
 def _show_version(wanted: bool) -> None:
     if wanted:
-        typer.echo(f"lens-attr {metadata.version('lens-attr')}")
+        typer.echo(f"lens-attr {__version__}")
         raise typer.Exit
 
 

@@ -18,6 +18,7 @@ MethodsOption = Annotated[
     list[str],
     typer.Option(
         "--method",
+        metavar="NAME",
         help="How to explain; give it several times to compare. See: lens-attr methods.",
     ),
 ]

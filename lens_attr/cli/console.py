@@ -95,13 +95,14 @@ def print_table(frame: pd.DataFrame, title: str = "") -> None:
         number = is_numeric_dtype(column) and not is_bool_dtype(column)
         table.add_column(str(name), justify="right" if number else "left", header_style="bold")
     for row in frame.itertuples(index=False):
-        table.add_row(*(_cell(value) for value in row))
+        table.add_row(*(cell(value) for value in row))
     stdout().print(table)
 
 
-def _cell(value: object) -> str:
+def cell(value: object) -> str:
+    """A value of a table as text."""
     if value is None or value != value or str(value) == "<NA>":
-        return "–"
+        return "-"
     if isinstance(value, float):
         return number(value)
     if isinstance(value, bool):

@@ -3,27 +3,21 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import Annotated
 
 import typer
 
 from lens_attr.cli import console, options
 
-if TYPE_CHECKING:
-    import pandas as pd
-
-    from lens_attr.report import ModelStory
-
 QUICK_N, QUICK_SEEDS, SEEDS = 40, 3, 10
 
-OutOption = Annotated[
-    Path, typer.Option("--out", file_okay=False, help="Folder for index.html.")
-]
+OutOption = Annotated[Path, typer.Option("--out", file_okay=False, help="Folder for index.html.")]
 NOption = Annotated[
     int, typer.Option("--n", min=1, help="Samples to rank heads on, and as many to prune on.")
 ]
 QuickOption = Annotated[
-    bool, typer.Option("--quick", help=f"At most {QUICK_N} samples and {QUICK_SEEDS} random orders.")
+    bool,
+    typer.Option("--quick", help=f"At most {QUICK_N} samples and {QUICK_SEEDS} random orders."),
 ]
 
 
@@ -50,21 +44,9 @@ def demo(
     footer = f"Made by lens-attr demo with {n} samples and {seeds} random orders."
     page = write_page(demo_page(stories, footer), out / "index.html")
     for story in stories:
-        console.print_table(_summary(story), title=f"\n{story.name} ({story.backend})")
-    for method, reason in _refused(stories).items():
-        console.print_facts({f"\n{method}": reason})
-    console.print_facts({"\npage": page})
-
-
-def _summary(story: ModelStory) -> pd.DataFrame:
-    """Pruning areas, beside how often each method puts the deciding word first."""
-    table = story.pruning.summary()
-    return table.rename(columns={"area": "pruning area", "n": "samples"})
-
-
-def _refused(stories: list[ModelStory]) -> dict[str, str]:
-    return {
-        f"{story.name} refuses {method}": reason
-        for story in stories
-        for method, reason in story.refused.items()
-    }
+        title = f"{story.name} ({story.backend}): area under the pruning curve"
+        console.print_blank()
+        console.print_table(story.pruning.summary(), title=title)
+        console.print_facts({f"{m} is refused": why for m, why in story.refused.items()})
+    console.print_blank()
+    console.print_facts({"page": page})

@@ -9,8 +9,14 @@ def methods(as_json: options.JsonOption = False) -> None:
     """List the attribution methods: what they do, where they work and what they cost."""
     import lens_attr as la
 
-    table = la.methods().to_pandas()
+    rows = la.methods().to_pandas().to_dict("records")
     if as_json:
-        console.print_json(table.to_dict("records"))
-    else:
-        console.print_table(table)
+        console.print_json(rows)
+        return
+    for row in rows:
+        console.print_heading(row.pop("name"), row.pop("summary"))
+        console.print_facts({f"  {_label(key)}": console.cell(value) for key, value in row.items()})
+
+
+def _label(column: str) -> str:
+    return {"conserves": "adds up to the target"}.get(column, column.replace("_", " "))

@@ -22,7 +22,7 @@ TextArgument = Annotated[
     str,
     typer.Argument(
         metavar="TEXT",
-        help="The text the model reads. For a BERT, put [bold]\\[MASK][/bold] at the explained word.",
+        help="The text the model reads; for a BERT, with \\[MASK] at the explained word.",
         show_default=False,
     ),
 ]
@@ -67,7 +67,9 @@ BackendOption = Annotated[
 DtypeOption = Annotated[str, typer.Option("--dtype", help="Precision: float32, bfloat16, ...")]
 DeviceOption = Annotated[
     str | None,
-    typer.Option("--device", help="cpu or cuda; default: the GPU if there is one.", show_default=False),
+    typer.Option(
+        "--device", help="cpu or cuda; default: the GPU if there is one.", show_default=False
+    ),
 ]
 EmbeddingsOption = Annotated[
     Embeddings,

@@ -41,9 +41,7 @@ MethodsOption = Annotated[
 ]
 NOption = Annotated[int, typer.Option("--n", min=1, help="Samples to measure accuracy on.")]
 NRankOption = Annotated[int, typer.Option("--n-rank", min=1, help="Other samples to rank on.")]
-SeedsOption = Annotated[
-    int, typer.Option("--seeds", min=0, help="Random orders to compare with.")
-]
+SeedsOption = Annotated[int, typer.Option("--seeds", min=0, help="Random orders to compare with.")]
 OrderOption = Annotated[
     options.Order, typer.Option("--order", help="Which heads go first: least or most relevant.")
 ]
@@ -95,7 +93,12 @@ def prune(
         for name in names
     ]
     comparison = la.circuits.compare_pruning(
-        loaded, pruning_set, rankings, seeds=seeds, order=order, ablation=ablation,
+        loaded,
+        pruning_set,
+        rankings,
+        seeds=seeds,
+        order=order,
+        ablation=ablation,
         progress=progress,
     )
     _write(comparison, out, model, task or str(data), len(ranking_set))
@@ -159,13 +162,12 @@ def _sample(line: str, where: str) -> Sample:
     for name, value in fields.items():
         if not isinstance(value, str):
             raise InputError(f"{where} has no {name!r}, or it is not a string.")
-    return Sample(fields["text"], fields["target"], fields["foil"], suffix=fields["suffix"],
-                  source=where)
+    return Sample(
+        fields["text"], fields["target"], fields["foil"], suffix=fields["suffix"], source=where
+    )
 
 
-def _write(
-    comparison: PruningComparison, out: Path, model: str, samples: str, n_rank: int
-) -> None:
+def _write(comparison: PruningComparison, out: Path, model: str, samples: str, n_rank: int) -> None:
     from lens_attr.report import Page, Section, write_page
 
     out.mkdir(parents=True, exist_ok=True)
@@ -177,8 +179,10 @@ def _write(
         f"{curve.n} others."
     )
     figures = [comparison.plot(), comparison.plot(y="logit_diff"), comparison.summary()]
-    write_page(Page("Removing attention heads", prose, [Section("Curves", "", figures)]),
-               out / "pruning.html")
+    write_page(
+        Page("Removing attention heads", prose, [Section("Curves", "", figures)]),
+        out / "pruning.html",
+    )
 
 
 def _document(comparison: PruningComparison, out: Path) -> dict[str, Any]:
@@ -192,4 +196,8 @@ def _document(comparison: PruningComparison, out: Path) -> dict[str, Any]:
         for curve in (*comparison.curves, *comparison.random)
     }
     summary = comparison.summary().to_dict("records")
-    return {"summary": summary, "curves": curves, "files": [out / "curve.csv", out / "pruning.html"]}
+    return {
+        "summary": summary,
+        "curves": curves,
+        "files": [out / "curve.csv", out / "pruning.html"],
+    }

@@ -111,8 +111,10 @@ def _encode_prompt(graph: ModelGraph, text: str) -> list[int]:
         raise InputError("the model has no tokenizer: pass token ids [batch, pos] instead.")
     if not text.strip():
         raise InputError("the text is empty.")
-    tokens = graph.model.to_tokens(text, truncate=False)
-    ids = (tokens[0] if isinstance(tokens, tuple) else tokens)[0].tolist()
+    if graph.backend == "HookedEncoder":  # its to_tokens insists on token type ids
+        ids = graph.tokenizer(text)["input_ids"]
+    else:
+        ids = graph.model.to_tokens(text, truncate=False)[0].tolist()
     _refuse_too_long(graph, len(ids))
     return ids
 

@@ -7,6 +7,8 @@ text, so a coloured token reads the same on a light and on a dark page.
 
 from __future__ import annotations
 
+import itertools
+
 INK = "#16181d"
 """Text on any colour of `SCALE`."""
 
@@ -27,7 +29,7 @@ RANDOM = "#8a8f98"
 def shade(share: float) -> str:
     """The colour of ``share``, from -1 (blue) over 0 to 1 (orange); beyond it saturates."""
     place = (min(max(share, -1.0), 1.0) + 1.0) / 2.0
-    for (left, start), (right, end) in zip(SCALE, SCALE[1:], strict=False):
+    for (left, start), (right, end) in itertools.pairwise(SCALE):
         if place <= right:
             return _mix(start, end, (place - left) / (right - left))
     return SCALE[-1][1]

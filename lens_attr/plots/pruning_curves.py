@@ -45,7 +45,7 @@ def pruning(result: PruningComparison, y: Measure = "accuracy") -> go.Figure:
         raise InputError("there is no pruning curve to draw.")
     if len({(len(c.accuracy), c.order, c.ablation) for c in curves}) > 1:
         raise InputError("the curves differ in number of heads, order or ablation.")
-    fig = figure(_title(curves[0]), height=460, hovermode="x unified", showlegend=True)
+    fig = figure(_title(curves[0]), height=480, hovermode="x unified", showlegend=True)
     if result.random:
         _add_random(fig, result.random, y)
     for i, curve in enumerate(result.curves):
@@ -90,6 +90,7 @@ def _add_random(fig: go.Figure, random: Sequence[PruningCurve], y: Measure) -> N
         name=f"random, mean of {len(random)} (area {area:.2f})",
         mode="lines",
         line={"color": RANDOM, "width": 2, "dash": "dash"},
+        legendrank=2000,
         hovertemplate=f"%{{y:{_digits(y)}}}",
     )
 

@@ -43,9 +43,8 @@ def _template(ink: str, grid: str, paper: str) -> go.layout.Template:
             "legend": {
                 "orientation": "h",
                 "yanchor": "top",
-                "yref": "container",
                 "traceorder": "normal",
-                "y": 0.1,
+                "y": -0.2,
                 "x": 0,
             },
             "margin": {"l": 64, "r": 24, "t": 72, "b": 56},

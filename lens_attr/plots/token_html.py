@@ -13,7 +13,7 @@ from lens_attr.plots.token_text import readable, shares
 def html_tokens(tokens: Sequence[str], values: Sequence[float], unit: str = "logit") -> str:
     """One ``<span>`` per token, coloured relative to the largest absolute relevance.
 
-    The value shows when the pointer rests on a token. Everything is escaped.
+    The space that a token starts with stands before its span, so that lines break there. The value shows when the pointer rests on a token. Everything is escaped.
 
     Args:
         tokens: the strings.
@@ -33,4 +33,6 @@ def html_tokens(tokens: Sequence[str], values: Sequence[float], unit: str = "log
 def _span(token: str, value: float, share: float, unit: str) -> str:
     colours = f"background:{shade(share)};color:{INK}"
     tip = html.escape(f"{token!r}: {value:+.4g} {unit}")
-    return f'<span style="{colours}" title="{tip}">{html.escape(readable(token))}</span>'
+    text = readable(token)
+    before = " " if text.startswith(" ") else ""
+    return f'{before}<span style="{colours}" title="{tip}">{html.escape(text.strip())}</span>'

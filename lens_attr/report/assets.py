@@ -53,10 +53,11 @@ figure { margin: 14px 0 0; }
 figcaption, .label { color: var(--soft); font-size: 0.9rem; }
 .label { display: flex; flex-wrap: wrap; gap: 0 0.8em; margin-top: 0.8em; }
 .label b { color: var(--ink); font-weight: 600; }
+.example { margin-top: 16px; padding-top: 4px; border-top: 1px solid var(--line); }
 .plot { width: 100%; }
 .tokens { font: 15px/2 ui-monospace, Menlo, Consolas, "DejaVu Sans Mono", monospace;
-  margin: 0.1em 0 0.2em; white-space: pre-wrap; overflow-wrap: anywhere; }
-.tokens span { padding: 0.22em 0.16em; border-radius: 3px; margin-right: 1px;
+  margin: 0.1em 0 0.2em; overflow-wrap: anywhere; }
+.tokens span { padding: 0.22em 0.3em; border-radius: 3px; margin-right: 1px;
   -webkit-box-decoration-break: clone; box-decoration-break: clone; }
 .refused { color: var(--soft); font-size: 0.92rem; margin: 0.1em 0 0.2em; }
 .key { display: flex; flex-wrap: wrap; align-items: center; gap: 0.4em 0.7em;

@@ -24,12 +24,10 @@ class Explanation:
     Attributes:
         sample: the prediction.
         results: relevance by method name.
-        refused: the reason, by name of a method that cannot explain this model.
     """
 
     sample: Sample
     results: Mapping[str, Relevance]
-    refused: Mapping[str, str] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
@@ -44,6 +42,7 @@ class ModelStory:
         pruning: every method's ranking against random orders, on samples not ranked with.
         task: the task that heads were ranked and pruned on.
         n_rank: number of samples behind the ranking.
+        refused: the reason, by name of a method that cannot explain this model.
     """
 
     name: str
@@ -53,6 +52,7 @@ class ModelStory:
     pruning: PruningComparison
     task: str
     n_rank: int
+    refused: Mapping[str, str] = field(default_factory=dict)
 
 
 INTRODUCTION = """
@@ -86,7 +86,7 @@ def demo_page(stories: Sequence[ModelStory], footer: str = "") -> Page:
 def _sections(story: ModelStory) -> list[Section]:
     n = story.pruning.curves[0].n
     pruned = PRUNING.format(n_rank=story.n_rank, n=n, task=story.task)
-    examples = [colour_key(), *map(_example, story.explanations)]
+    examples = [colour_key(), *map(_example, story.explanations), _refusals(story.refused)]
     summary = story.pruning.summary()
     return [
         Section(story.name, f"Held by {story.backend}.", examples),
@@ -100,10 +100,18 @@ def _example(explanation: Explanation) -> Html:
     first = next(iter(explanation.results.values()), None)
     value = "" if first is None else f", {first.target[0]} = {float(first.target_value[0]):+.2f}"
     deciding = [sample.text[start:end] for start, end in sample.truth]
-    heading = f"Why{sample.answer} rather than{sample.foil}?"
+    heading = f"Why “{sample.answer.strip()}” rather than “{sample.foil.strip()}”?"
     facts = f"decided by: {', '.join(deciding)}{value}" if deciding else value.removeprefix(", ")
     label = (
         f'<div class="label"><b>{html.escape(heading)}</b><span>{html.escape(facts)}</span></div>'
     )
-    texts = explained_text(explanation.results, explanation.refused).markup
-    return Html(f'<div class="example">{label}{texts}</div>')
+    return Html(f'<div class="example">{label}{explained_text(explanation.results).markup}</div>')
+
+
+def _refusals(refused: Mapping[str, str]) -> Html:
+    lines = (
+        f'<p class="refused"><b>{html.escape(method)}</b> is not available on this model: '
+        f"{html.escape(reason)}</p>"
+        for method, reason in refused.items()
+    )
+    return Html("\n".join(lines))

@@ -24,26 +24,18 @@ def colour_key() -> Html:
     )
 
 
-def explained_text(
-    results: Mapping[str, Relevance], refused: Mapping[str, str] | None = None, example: int = 0
-) -> Html:
-    """The text once per method, coloured by relevance; for a refused method, the reason.
+def explained_text(results: Mapping[str, Relevance], example: int = 0) -> Html:
+    """The text once per method, coloured by relevance.
 
     Each method is coloured relative to its own largest absolute relevance, because methods
     measure in different units.
 
     Args:
         results: relevance by method name.
-        refused: reason by method name.
         example: which example of each result.
     """
-    blocks = [_strip(method, result[example]) for method, result in results.items()]
-    for method, reason in (refused or {}).items():
-        blocks.append(
-            f'<div class="label"><b>{html.escape(method)}</b></div>'
-            f'<p class="refused">Not available here: {html.escape(reason)}</p>'
-        )
-    return Html("\n".join(blocks))
+    strips = (_strip(method, result[example]) for method, result in results.items())
+    return Html("\n".join(strips))
 
 
 def _strip(method: str, one: Relevance) -> str:

@@ -1,0 +1,42 @@
+"""What the circuit tools take as a data set."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+from lens_attr.errors import InputError
+from lens_attr.graph.tokens import Text
+from lens_attr.targets import LogitDiff, Target, sample_inputs
+from lens_attr.types import Sample
+
+Data = Sequence[Sample] | tuple[Text, Target]
+"""Samples, or texts (or token ids) together with their target."""
+
+
+def inputs_of(model: Any, data: Data) -> tuple[Text, Target]:
+    """Texts and target of a data set.
+
+    Raises:
+        InputError: neither samples nor a (texts, target) pair.
+    """
+    if isinstance(data, tuple) and len(data) == 2 and isinstance(data[1], Target):
+        return data[0], data[1]
+    samples = list(data)
+    if not all(isinstance(sample, Sample) for sample in samples):
+        raise InputError("data must be a list of la.Sample, or a pair (texts, target).")
+    return sample_inputs(model, samples)  # type: ignore[arg-type]
+
+
+def contrastive_inputs_of(model: Any, data: Data) -> tuple[Text, LogitDiff]:
+    """As `inputs_of`, for measures that need an answer and a foil.
+
+    Raises:
+        InputError: the target has no foil.
+    """
+    texts, target = inputs_of(model, data)
+    if not isinstance(target, LogitDiff):
+        raise InputError(
+            "accuracy needs an answer and a foil: give samples, or a la.LogitDiff target."
+        )
+    return texts, target
