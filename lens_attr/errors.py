@@ -37,6 +37,10 @@ class SavedResultError(LensAttrError):
     """A saved result is missing, truncated, altered or of an unknown format."""
 
 
+class Notice(UserWarning):
+    """Something the reader of a result should know; it stands in the metadata as well."""
+
+
 def did_you_mean(name: str, known: Iterable[str]) -> str:
     """The tail of an unknown-name message: a suggestion if one is close, else the known names."""
     known = sorted(set(known))

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib.metadata
+import warnings
 from collections.abc import Iterable, Iterator, Sequence
 from typing import Any
 
@@ -12,6 +13,7 @@ from rich.console import Console
 from rich.progress import track
 from torch import Tensor
 
+from lens_attr._version import __version__
 from lens_attr.attribution.comparison import Comparison
 from lens_attr.attribution.gradients import (
     Baseline,
@@ -22,7 +24,7 @@ from lens_attr.attribution.gradients import (
 )
 from lens_attr.attribution.registry import method as method_named
 from lens_attr.attribution.relevance import Relevance
-from lens_attr.errors import InputError
+from lens_attr.errors import InputError, Notice
 from lens_attr.graph import ModelGraph, resolve
 from lens_attr.graph.tokens import Text, TokenBatch, str_tokens, tokenize
 from lens_attr.rules import RuleSet
@@ -87,7 +89,10 @@ def attribute(
         _widen(explain(graph, chunk, aimed, options), columns, batch.token_ids.shape[1])
         for chunk, aimed, columns in _chunks(batch, resolved, batch_size, bool(record), progress)
     ]
-    return _assemble(graph, batch, resolved, parts, rules, method, options)
+    notices = [*resolved.notices, *_degenerate(graph, options, parts[0])]
+    for notice in notices:
+        warnings.warn(notice, Notice, stacklevel=2)
+    return _assemble(graph, batch, resolved, parts, method, options, notices)
 
 
 def compare(
@@ -134,6 +139,19 @@ def _rules(method: str | RuleSet, switches: dict[str, Any]) -> RuleSet:
         raise InputError(f"method {method!r}: {error}.") from error
 
 
+def _degenerate(graph: ModelGraph, options: GradientOptions, part: Explained) -> list[str]:
+    """A LayerNorm right after the embeddings makes their plain gradient x input zero."""
+    embedding_norms = {p.name for p in graph.points("norm_scale") if p.name.startswith("embed")}
+    zero_baseline = options.baseline is None and options.embeddings == "full"
+    if not embedding_norms or embedding_norms & set(part.fired) or not zero_baseline:
+        return []
+    return [
+        "the embeddings pass a LayerNorm first, which does not change when they are scaled: with "
+        "its true gradient the relevance of the full embedding is zero up to rounding. Use "
+        'embeddings="token", a baseline, or a method that freezes norms (lrp, attnlrp).'
+    ]
+
+
 Chunk = tuple[TokenBatch, Resolved, Int[Tensor, " columns"]]
 
 
@@ -178,9 +196,9 @@ def _assemble(
     batch: TokenBatch,
     target: Resolved,
     parts: list[Explained],
-    rules: RuleSet,
     method: str | RuleSet,
     options: GradientOptions,
+    notices: list[str],
 ) -> Relevance:
     first = parts[0]
     return Relevance(
@@ -197,29 +215,21 @@ def _assemble(
         heads_relu_dim=_join([part.heads_relu_dim for part in parts]),
         records={key: _join([part.records[key] for part in parts]) for key in first.records},
         flow={key: _join([part.flow[key] for part in parts]) for key in first.flow},
-        metadata=_metadata(graph, rules, options, target, first),
+        metadata=_metadata(graph, options, first) | {"notices": notices},
     )
 
 
-def _metadata(
-    graph: ModelGraph,
-    rules: RuleSet,
-    options: GradientOptions,
-    target: Resolved,
-    first: Explained,
-) -> dict[str, Any]:
+def _metadata(graph: ModelGraph, options: GradientOptions, part: Explained) -> dict[str, Any]:
     baseline = options.baseline
     shown = f"tensor {list(baseline.shape)}" if isinstance(baseline, Tensor) else baseline
+    libraries = ("torch", "transformer-lens", "transformers")
     return {
         "model": graph.describe(),
-        "rules": rules.describe(),
-        "fired": {"points": len(first.fired), "backward_calls": sum(first.fired.values())},
+        "rules": options.rules.describe(),
+        "fired": {"points": len(part.fired), "backward_calls": sum(part.fired.values())},
         "embeddings": options.embeddings,
         "baseline": shown,
         "prepend_bos": bool(getattr(graph.cfg, "default_prepend_bos", False)),
-        "notices": list(target.notices),
-        "versions": {
-            name: importlib.metadata.version(name)
-            for name in ("lens_attr", "torch", "transformer_lens", "transformers")
-        },
+        "versions": {"lens_attr": __version__}
+        | {name: importlib.metadata.version(name) for name in libraries},
     }

@@ -111,7 +111,7 @@ def _encode_prompt(graph: ModelGraph, text: str) -> list[int]:
         raise InputError("the model has no tokenizer: pass token ids [batch, pos] instead.")
     if not text.strip():
         raise InputError("the text is empty.")
-    if graph.backend == "HookedEncoder":  # its to_tokens insists on token type ids
+    if graph.is_masked_model:  # [CLS] and [SEP] are the tokenizer's business, on both backends
         ids = graph.tokenizer(text)["input_ids"]
     else:
         ids = graph.model.to_tokens(text, truncate=False)[0].tolist()

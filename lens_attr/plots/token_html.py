@@ -13,7 +13,8 @@ from lens_attr.plots.token_text import readable, shares
 def html_tokens(tokens: Sequence[str], values: Sequence[float], unit: str = "logit") -> str:
     """One ``<span>`` per token, coloured relative to the largest absolute relevance.
 
-    The space that a token starts with stands before its span, so that lines break there. The value shows when the pointer rests on a token. Everything is escaped.
+    The space that a token starts with stands before its span, so that lines break there. The
+    value shows when the pointer rests on a token. Everything is escaped.
 
     Args:
         tokens: the strings.

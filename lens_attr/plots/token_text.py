@@ -52,7 +52,7 @@ class Box:
     width: float
 
 
-def boxes(tokens: Iterable[str], wrap: float) -> list[Box]:
+def boxes(tokens: Iterable[str], wrap: int) -> list[Box]:
     """Place tokens one after the other on lines of ``wrap`` characters.
 
     A token that starts with a space stands a little apart from the one before it, the pieces of

@@ -129,20 +129,17 @@ def _table_of_contents(sections: Sequence[Section]) -> str:
 def _table(frame: pd.DataFrame) -> str:
     """A table in a box of its own, so that a wide one scrolls without moving the page."""
     readable = frame.rename(columns=lambda name: str(name).replace("_", " "))
+    for name in readable.columns[readable.dtypes == bool]:
+        readable[name] = readable[name].map({True: "yes", False: "no"})
     markup = readable.to_html(
         index=False,
         border=0,
         justify="left",
         na_rep="-",
         float_format=lambda value: f"{value:.3f}",
-        formatters={n: _yes_no for n, t in readable.dtypes.items() if t == "bool"},
         escape=True,
     )
     return f'<div class="scroll">{markup}</div>'
-
-
-def _yes_no(value: bool) -> str:
-    return "yes" if value else "no"
 
 
 def _figure(figure: go.Figure) -> str:

@@ -13,6 +13,9 @@ from lens_attr.graph import ModelGraph, Point
 from lens_attr.rules.core import Placement, Rule, RuleSet, Tape
 
 
+IN_PLACE = "BackwardHookFunctionBackward is a view and is being modified inplace"
+
+
 class PointHook:
     """The one backward hook of a point: all its placements in order, counted.
 
@@ -112,6 +115,11 @@ class Session:
         self._stack.close()
         if kind is None:
             self.verify()
+        elif isinstance(error, RuntimeError) and IN_PLACE in str(error):
+            raise RuleConflictError(
+                "a forward hook of yours edits an activation in place where a rule acts, which "
+                "torch forbids: edit a copy and return it (`z = z.clone(); ...; return z`)."
+            ) from error
 
     @property
     def fired(self) -> dict[str, int]:
