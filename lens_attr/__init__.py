@@ -29,7 +29,7 @@ if TYPE_CHECKING:
     )
     from lens_attr.graph import load
     from lens_attr.rules.audit import Audit, check
-    from lens_attr.targets import LogitDiff, LogProb, Logit, Metric, TopLogit, sample_inputs
+    from lens_attr.targets import Logit, LogitDiff, LogProb, Metric, TopLogit, sample_inputs
     from lens_attr.types import Sample
 
 _HOME = {

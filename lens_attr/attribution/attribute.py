@@ -132,11 +132,7 @@ def _rules(method: str | RuleSet, switches: dict[str, Any]) -> RuleSet:
         if switches:
             raise InputError(f"switches {sorted(switches)} go with a method's name, not a RuleSet.")
         return method
-    factory = method_named(method).rules
-    try:
-        return factory(**switches)
-    except TypeError as error:
-        raise InputError(f"method {method!r}: {error}.") from error
+    return method_named(method).rules(**switches)
 
 
 def _degenerate(graph: ModelGraph, options: GradientOptions, part: Explained) -> list[str]:

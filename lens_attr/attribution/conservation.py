@@ -87,9 +87,7 @@ def conservation_of(relevance: Relevance) -> Conservation:
     parts = {"final norm and unembedding": relevance.target_value.to(stream) - stream[:, -1]}
     parts |= {name: lost.sum(dim=1) for name, lost in layers.items()}
     parts["embedding norm"] = stream[:, 0] - total
-    return Conservation(
-        relevance.target_value.to(stream), total, parts, layers, relevance.unit
-    )
+    return Conservation(relevance.target_value.to(stream), total, parts, layers, relevance.unit)
 
 
 def _lost_per_layer(flow: Mapping[str, Tensor]) -> dict[str, Float[Tensor, "batch layer"]]:
@@ -108,5 +106,3 @@ def _lost_per_layer(flow: Mapping[str, Tensor]) -> dict[str, Float[Tensor, "batc
         flow["mlp_out"] - flow["mlp_post"],
     )
     return dict(zip(SEQUENTIAL_PARTS, lost, strict=True))
-
-

@@ -77,7 +77,7 @@ def explain(
     """
     requests = resolve_requests(graph, options.record)
     baseline = baseline_embedding(graph, options.baseline)
-    recorder = Recorder(graph, batch.attention_mask)
+    recorder = Recorder(batch.attention_mask if batch.padded else None)
     _want_heads_and_flow(graph, recorder)
     for request in requests:
         for point in request.points:
@@ -123,7 +123,7 @@ class _Inputs:
         self._parts["embed"] = embedding.detach().requires_grad_()
         return self._parts["embed"]
 
-    def _keeper(self, role: str):  # noqa: ANN202 - a closure
+    def _keeper(self, role: str):
         def keep(embedding: Tensor) -> None:
             self._parts[role] = embedding.detach()
 
@@ -191,7 +191,7 @@ def _stack(graph: ModelGraph, recorder: Recorder, role: Role, key: str) -> Tenso
 
 def _flow(graph: ModelGraph, recorder: Recorder) -> dict[str, Tensor]:
     names = {role: ("stream" if role == "residual" else role) for role in FLOW}
-    present = [role for role in FLOW if graph.points(role)]
+    present: list[Role] = [role for role in FLOW if graph.points(role)]
     return {names[role]: _stack(graph, recorder, role, "flow") for role in present}
 
 

@@ -39,7 +39,7 @@ class Probe:
     """One point whose activation x gradient is wanted, in one or more reductions."""
 
     point: Point
-    mask: Bool[Tensor, "batch pos"]
+    mask: Bool[Tensor, "batch pos"] | None
     reduces: dict[str, Reduce] = field(default_factory=dict)
     results: dict[str, Tensor] = field(default_factory=dict)
     activation: Tensor | None = None
@@ -59,7 +59,7 @@ class Probe:
 
     def _clean(self, product: Tensor) -> Tensor:
         """Zero on padding, where activations may be anything (0 x NaN is NaN)."""
-        if bool(self.mask.all()):
+        if self.mask is None:
             return product
         positions = self.mask.shape[1]
         if product.ndim == 4 and product.shape[-2:] == (positions, positions):
@@ -78,10 +78,12 @@ def product_of(activation: Tensor, grad: Tensor) -> Tensor:
 
 
 class Recorder:
-    """Probes of one batch, attached for the duration of a ``with`` block."""
+    """Probes of one batch, attached for the duration of a ``with`` block.
 
-    def __init__(self, graph: ModelGraph, mask: Bool[Tensor, "batch pos"]) -> None:
-        self.graph = graph
+    ``mask`` is True on real tokens, None where nothing is padded.
+    """
+
+    def __init__(self, mask: Bool[Tensor, "batch pos"] | None) -> None:
         self.mask = mask
         self._probes: dict[str, Probe] = {}
         self._stack = ExitStack()
@@ -145,14 +147,16 @@ def _resolve(graph: ModelGraph, entry: str) -> list[Request]:
             known = [*ALIASES, *ROLES]
             raise InputError(f"unknown role or hook {entry!r}; {did_you_mean(entry, known)}")
         return [Request(p.name, [p], False, _whole) for p in graph.match(entry)]
-    points = graph.points(role)  # type: ignore[arg-type]
+    points = graph.points(role)
     if role in ("scores", "pattern") and not graph.attention_in_graph:
         raise InputError(
             f"{entry!r} cannot be recorded: {graph.architecture} on {graph.backend} computes "
             "attention outside the autograd graph, so no gradient reaches it."
         )
     if not points:
-        raise InputError(f"{graph.architecture} has no {entry!r} hook point.")
+        raise InputError(f"{graph.architecture} on {graph.backend} has no {entry!r} hook point.")
+    if role == "norm_scale":  # one per norm, of different shapes
+        return [Request(p.name, [p], False, _whole) for p in points]
     reduce = partial(torch.sum, dim=-1) if role in PER_POSITION else _whole
     return [Request(entry, points, len(points) > 1 or points[0].layer is not None, reduce)]
 

@@ -10,7 +10,8 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from safetensors.torch import load, save as to_bytes
+from safetensors.torch import load
+from safetensors.torch import save as to_bytes
 from torch import Tensor
 
 from lens_attr.errors import InputError, SavedResultError

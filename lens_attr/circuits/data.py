@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, cast
 
 from lens_attr.errors import InputError
 from lens_attr.graph.tokens import Text
@@ -21,11 +21,11 @@ def inputs_of(model: Any, data: Data) -> tuple[Text, Target]:
         InputError: neither samples nor a (texts, target) pair.
     """
     if isinstance(data, tuple) and len(data) == 2 and isinstance(data[1], Target):
-        return data[0], data[1]
-    samples = list(data)
-    if not all(isinstance(sample, Sample) for sample in samples):
+        return cast("tuple[Text, Target]", data)
+    samples = [item for item in data if isinstance(item, Sample)]
+    if len(samples) != len(data):
         raise InputError("data must be a list of la.Sample, or a pair (texts, target).")
-    return sample_inputs(model, samples)  # type: ignore[arg-type]
+    return sample_inputs(model, samples)
 
 
 def contrastive_inputs_of(model: Any, data: Data) -> tuple[Text, LogitDiff]:

@@ -20,6 +20,8 @@ class _Commands(TyperGroup):
     def invoke(self, ctx: Any) -> Any:
         try:
             return super().invoke(ctx)
+        except BrokenPipeError:  # the reader of a pipe has seen enough; typer ends quietly
+            raise
         except (LensAttrError, OSError) as error:
             console.error(error)
             raise typer.Exit(1) from error
@@ -39,10 +41,11 @@ app = typer.Typer(
 )
 
 
-def _show_version(wanted: bool) -> None:
+def _show_version(wanted: bool) -> bool:
     if wanted:
         typer.echo(f"lens-attr {__version__}")
         raise typer.Exit
+    return wanted
 
 
 @app.callback()

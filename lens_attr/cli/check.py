@@ -49,8 +49,8 @@ def check(
         console.print_json(
             {"accepted": audit.accepted, "reasons": list(audit.reasons), "coverage": coverage}
         )
-    elif not quiet:
-        console.print_table(table)
+    elif not quiet and len(table):
+        console.print_table(table.replace({"rule": {"": "none: true gradient"}}))
     if not audit.accepted:
         console.error(f"{rules} refuses {model}: {'; '.join(audit.reasons)}")
         raise typer.Exit(1)

@@ -101,7 +101,7 @@ def print_table(frame: pd.DataFrame, title: str = "") -> None:
 
 def cell(value: object) -> str:
     """A value of a table as text."""
-    if value is None or value != value or str(value) == "<NA>":
+    if str(value) in ("None", "nan", "<NA>"):
         return "-"
     if isinstance(value, float):
         return number(value)

@@ -7,6 +7,7 @@ from typing import Any
 import lens_attr as la
 from lens_attr.attribution.relevance import Relevance
 from lens_attr.circuits import Ranking
+from lens_attr.cli.options import load_model
 from lens_attr.demo import TASKS, generate
 from lens_attr.errors import UnsupportedModelError
 from lens_attr.report import Explanation, ModelStory
@@ -25,7 +26,7 @@ def tell(name: str, backend: str, n: int, seeds: int) -> ModelStory:
     Heads are ranked on samples of the training split and pruned on held-out ones, which use
     combinations of words that no ranking sample contains.
     """
-    model = la.load(name, backend=backend)
+    model = load_model(name, backend, dtype="float32", device=None)
     samples = [_correct_sample(model, task) for task in TASKS]
     results, refused = _explain(model, samples)
     ranking_set = generate(PRUNED_TASK, n, seed=RANKING_SEED, split="train")

@@ -43,6 +43,7 @@ def heads(
     """
     import lens_attr as la
 
+    options.check_methods([method])
     explained = options.build_target(target, foil, position)
     with console.working(f"loading {model}", quiet):
         loaded = options.load_model(model, backend, dtype, device)

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import contextlib
+import io
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal
 
@@ -100,10 +103,26 @@ SaveOption = Annotated[
 
 
 def load_model(name: str, backend: str, dtype: str, device: str | None) -> Any:
-    """The model behind the shared options."""
+    """The model behind the shared options; what its libraries print meanwhile is dropped."""
+    from transformers.utils import logging
+
     import lens_attr as la
 
-    return la.load(name, backend=backend, dtype=dtype, device=device)
+    logging.disable_progress_bar()
+    with contextlib.redirect_stdout(io.StringIO()):
+        return la.load(name, backend=backend, dtype=dtype, device=device)
+
+
+def check_methods(names: Sequence[str]) -> None:
+    """Refuse an unknown method before a model is loaded.
+
+    Raises:
+        InputError: unknown name.
+    """
+    import lens_attr as la
+
+    for name in names:
+        la.methods()[name]
 
 
 def build_target(target: str | None, foil: str | None, position: int) -> Target:

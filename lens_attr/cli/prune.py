@@ -84,6 +84,7 @@ def prune(
     names = [name.strip() for name in methods.split(",") if name.strip()]
     if not names:
         raise typer.BadParameter("--methods names no method.")
+    options.check_methods(names)
     ranking_set, pruning_set = _samples(task, data, n_rank, n)
     progress = console.wants_progress(quiet)
     with console.working(f"loading {model}", quiet):

@@ -10,8 +10,13 @@ from pathlib import Path
 from typing import Any, Literal
 
 import torch
-from transformers import AutoConfig, AutoModelForCausalLM, AutoModelForMaskedLM, AutoTokenizer
-from transformers import BertForPreTraining
+from transformers import (
+    AutoConfig,
+    AutoModelForCausalLM,
+    AutoModelForMaskedLM,
+    AutoTokenizer,
+    BertForPreTraining,
+)
 
 from lens_attr.demo import DEMO_MODELS
 from lens_attr.errors import InputError, LensAttrError, UnsupportedModelError, did_you_mean
@@ -124,7 +129,7 @@ def _load_hooked_directory(path: Path, dtype: torch.dtype, device: str) -> Any:
     architecture = (hf_config.architectures or ["?"])[0]
     masked = architecture == "BertForMaskedLM"
     cls = _hooked_class("HookedEncoder" if masked else "HookedTransformer")
-    auto = AutoModelForMaskedLM if masked else AutoModelForCausalLM
+    auto: Any = AutoModelForMaskedLM if masked else AutoModelForCausalLM
     hf_model = auto.from_pretrained(path, dtype=dtype, attn_implementation="eager").eval()
     loading = importlib.import_module("transformer_lens.loading_from_pretrained")
     with tempfile.TemporaryDirectory(prefix="model_") as neutral:
@@ -151,7 +156,8 @@ def _load_hooked_directory(path: Path, dtype: torch.dtype, device: str) -> Any:
             fold_value_biases=False,
         )
     model = model.to(device).eval()
-    _refuse_unfaithful(model, hf_model.to(device), path)
+    hf_model = hf_model.to(torch.device(device))
+    _refuse_unfaithful(model, hf_model, path)
     return model
 
 

@@ -7,10 +7,11 @@ place in one model where it can be read and its gradient replaced. Rules speak o
 from __future__ import annotations
 
 import re
+from abc import ABC, abstractmethod
 from collections.abc import Callable, Collection, Iterable
 from contextlib import suppress
 from dataclasses import dataclass
-from typing import Any, Literal, Protocol, get_args
+from typing import Any, Literal, get_args
 
 from torch import Tensor, nn
 from transformer_lens.hook_points import HookPoint
@@ -54,32 +55,33 @@ TensorHook = Callable[[Tensor], "Tensor | None"]
 Undo = Callable[[], None]
 
 
-class Point(Protocol):
+@dataclass(frozen=True)
+class Point(ABC):
     """A place in the model where an activation is read and its gradient replaced."""
 
     name: str
-    layer: int | None
 
+    @property
+    def layer(self) -> int | None:
+        """Block index, None outside the blocks."""
+        match = re.match(r"blocks\.(\d+)\.", self.name)
+        return int(match[1]) if match else None
+
+    @abstractmethod
     def on_forward(self, hook: TensorHook) -> Undo:
         """Call ``hook`` with the activation of every forward until the returned undo is called."""
-        ...
 
+    @abstractmethod
     def on_backward(self, hook: TensorHook) -> Undo:
         """Call ``hook`` with the gradient arriving here, for forwards run from now on."""
-        ...
 
+    @abstractmethod
     def guard(self, on_change: Callable[[], None]) -> Undo:
         """Call ``on_change`` when a backward hook that is already here changes the gradient."""
-        ...
 
+    @abstractmethod
     def own_backward_hooks(self) -> list[TensorHook]:
         """The hooks that `on_backward` attached here and that are still attached."""
-        ...
-
-
-def _layer_of(name: str) -> int | None:
-    match = re.match(r"blocks\.(\d+)\.", name)
-    return int(match[1]) if match else None
 
 
 def _marked(adapter: Any, hook: TensorHook) -> Any:
@@ -126,16 +128,10 @@ def _guard_backward_hooks(
 
 
 @dataclass(frozen=True)
-class HookedPoint:
+class HookedPoint(Point):
     """A TransformerLens HookPoint."""
 
-    name: str
     hook_point: HookPoint
-
-    @property
-    def layer(self) -> int | None:
-        """Block index, None outside the blocks."""
-        return _layer_of(self.name)
 
     def on_forward(self, hook: TensorHook) -> Undo:
         """See `Point`."""
@@ -180,27 +176,26 @@ class HookedPoint:
 
 
 @dataclass(frozen=True)
-class ModulePoint:
+class ModulePoint(Point):
     """The input or output of a plain module: for activations that carry no HookPoint.
 
     TransformerLens's HookedEncoder computes the activation of its masked-word head in such a
     module; ignoring it would change the relevance by tens of percent.
     """
 
-    name: str
     module: nn.Module
     side: Literal["input", "output"]
-
-    @property
-    def layer(self) -> int | None:
-        """Block index, None outside the blocks."""
-        return _layer_of(self.name)
 
     def on_forward(self, hook: TensorHook) -> Undo:
         """See `Point`."""
         if self.side == "input":
-            return self.module.register_forward_pre_hook(lambda m, args: hook(args[0])).remove
-        return self.module.register_forward_hook(lambda m, args, output: hook(output)).remove
+            pre_hook = self.module.register_forward_pre_hook(lambda _, args: hook(args[0]))
+            return pre_hook.remove
+
+        def read_output(module: nn.Module, args: Any, output: Any) -> Tensor | None:
+            return hook(output)
+
+        return self.module.register_forward_hook(read_output).remove
 
     def on_backward(self, hook: TensorHook) -> Undo:
         """See `Point`."""

@@ -131,8 +131,6 @@ def _activation(graph: ModelGraph, site: Activation, found: Trace) -> Finding:
     return _finding(graph, claim, site.post, found.values[site.post.name].double(), expected)
 
 
-def _finding(
-    graph: ModelGraph, claim: str, point: Point, got: Tensor, expected: Tensor
-) -> Finding:
+def _finding(graph: ModelGraph, claim: str, point: Point, got: Tensor, expected: Tensor) -> Finding:
     error = float((got - expected).abs().max() / expected.abs().max().clamp_min(1e-30))
     return Finding(claim, point.name, error <= TOLERANCE.get(graph.dtype, 1e-4), error)

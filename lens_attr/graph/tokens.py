@@ -56,9 +56,7 @@ class TokenBatch:
         return TokenBatch(ids, mask, texts)
 
 
-def tokenize(
-    graph: ModelGraph, text: Any, attention_mask: Tensor | None = None
-) -> TokenBatch:
+def tokenize(graph: ModelGraph, text: Any, attention_mask: Tensor | None = None) -> TokenBatch:
     """One string, several strings or token ids, as a padded batch on the model's device.
 
     Strings follow the model's own ``to_tokens`` (BOS or [CLS] as it does by default). Padding is

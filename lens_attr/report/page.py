@@ -129,7 +129,7 @@ def _table_of_contents(sections: Sequence[Section]) -> str:
 def _table(frame: pd.DataFrame) -> str:
     """A table in a box of its own, so that a wide one scrolls without moving the page."""
     readable = frame.rename(columns=lambda name: str(name).replace("_", " "))
-    for name in readable.columns[readable.dtypes == bool]:
+    for name in readable.select_dtypes("bool").columns:
         readable[name] = readable[name].map({True: "yes", False: "no"})
     markup = readable.to_html(
         index=False,

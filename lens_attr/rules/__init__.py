@@ -5,7 +5,16 @@ from lens_attr.rules.core import Placement, Rule, RuleSet, Tape, scale
 from lens_attr.rules.custom import Custom, custom
 from lens_attr.rules.mlp import GateSplit, IdentityActivation
 from lens_attr.rules.norm import FreezeNorm
-from lens_attr.rules.presets import PRESETS, attnlrp, build, gim, gradient, lrp, preset, relp
+from lens_attr.rules.presets import (
+    PRESETS,
+    Switches,
+    attnlrp,
+    gim,
+    gradient,
+    lrp,
+    preset,
+    relp,
+)
 
 __all__ = [
     "PRESETS",
@@ -18,10 +27,10 @@ __all__ = [
     "RuleSet",
     "ScalePattern",
     "ScaleZ",
+    "Switches",
     "Tape",
     "TemperedSoftmax",
     "attnlrp",
-    "build",
     "custom",
     "gim",
     "gradient",

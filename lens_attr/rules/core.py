@@ -120,13 +120,19 @@ class Rule(ABC):
         """`place`, narrowed to ``layers`` and ``only``.
 
         Raises:
-            InputError: a layer the model does not have.
+            InputError: a layer the model does not have, or the embedding itself.
             RuleNotAppliedError: no point is left, which would silently change nothing.
         """
         unknown = sorted(set(self.layers or ()) - set(range(graph.n_layers)))
         if unknown:
             raise InputError(f"layers {unknown}: the model has layers 0 to {graph.n_layers - 1}.")
         everywhere = list(self.place(graph))
+        leaves = {point.name for point in graph.points("embed")}
+        if any(placement.point.name in leaves for placement in everywhere):
+            raise InputError(
+                f"{self.name} acts at {', '.join(leaves)}, where the gradient is read: nothing lies "
+                "below it, so a rule there would change nothing. Change the result instead."
+            )
         kept = [placement for placement in everywhere if self._selects(placement.point)]
         if kept or (not everywhere and self.absent(graph)):
             return kept

@@ -26,7 +26,7 @@ class Custom(Rule):
 
     def place(self, graph: ModelGraph) -> Iterable[Placement]:
         """At every point of the role, or every point the name or glob matches."""
-        points = graph.points(self.at) if self.at in ROLES else graph.match(self.at)  # type: ignore[arg-type]
+        points = graph.points(self.at) if self.at in ROLES else graph.match(self.at)
         return (Placement(point, lambda grad, tape: self.function(grad)) for point in points)
 
 

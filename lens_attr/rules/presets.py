@@ -1,4 +1,4 @@
-"""The presets: short lists of rules. What each switch does stands with the rule itself.
+"""The presets as data: each is a row of switches, and each switch that is not neutral one rule.
 
 =========  =============  ==================  ======  ===================  ================
 preset     every norm     pattern             z       MLP activation       gate x up
@@ -14,7 +14,8 @@ relp       constant       true                true    identity             1/2 e
 from __future__ import annotations
 
 from collections.abc import Callable, Collection
-from typing import Any, Literal
+from dataclasses import dataclass, fields, replace
+from typing import Any, Literal, get_args
 
 from lens_attr.errors import InputError, did_you_mean
 from lens_attr.rules.attention import ScalePattern, ScaleZ, TemperedSoftmax
@@ -22,100 +23,122 @@ from lens_attr.rules.core import Rule, RuleSet
 from lens_attr.rules.mlp import GateSplit, IdentityActivation
 from lens_attr.rules.norm import FreezeNorm
 
-GateMode = Literal["true", "half", "constant"]
 ActivationMode = Literal["true", "identity"]
+GateMode = Literal["true", "half", "constant"]
 
-GATES: dict[str, tuple[float, float]] = {"half": (0.5, 0.5), "constant": (0.0, 1.0)}
+GATE_AND_UP: dict[str, tuple[float, float]] = {"half": (0.5, 0.5), "constant": (0.0, 1.0)}
 
 
-def build(
-    name: str,
-    *,
-    norm: float = 1.0,
-    pattern: float = 1.0,
-    temperature: float = 1.0,
-    z: float = 1.0,
-    activation: ActivationMode = "true",
-    gate: GateMode = "true",
-    layers: Collection[int] | None = None,
-) -> RuleSet:
-    """A rule set from its switches; a switch at its neutral value adds no rule.
+@dataclass(frozen=True, kw_only=True)
+class Switches:
+    """What a preset does at each kind of hook point; the defaults are the true gradient.
 
-    Args:
-        name: how results call it.
+    Attributes:
         norm: factor at every ``hook_scale``; 0 freezes the standard deviation.
         pattern: factor at ``hook_pattern``.
         temperature: of the softmax Jacobian (T > 0); 1 is the true one.
         z: factor at ``hook_z``.
-        activation: ``"identity"`` or the ``"true"`` derivative.
+        activation: ``"identity"`` rule, or the ``"true"`` derivative.
         gate: ``"half"`` each, gate ``"constant"``, or the ``"true"`` product rule.
         layers: blocks the rules act in; None: everywhere, the final norm included.
+    """
+
+    norm: float = 1.0
+    pattern: float = 1.0
+    temperature: float = 1.0
+    z: float = 1.0
+    activation: ActivationMode = "true"
+    gate: GateMode = "true"
+    layers: Collection[int] | None = None
+
+    def __post_init__(self) -> None:
+        for name, modes in (("activation", ActivationMode), ("gate", GateMode)):
+            if getattr(self, name) not in get_args(modes):
+                known = ", ".join(map(repr, get_args(modes)))
+                raise InputError(f"{name} must be one of {known}, got {getattr(self, name)!r}.")
+
+    def rules(self) -> tuple[Rule, ...]:
+        """One rule per switch that is not neutral, in the order they compose."""
+        where: dict[str, Any] = {"layers": self.layers}
+        chosen: list[Rule] = []
+        if self.norm != 1.0:
+            chosen.append(FreezeNorm(factor=self.norm, **where))
+        if self.temperature != 1.0:
+            chosen.append(TemperedSoftmax(temperature=self.temperature, **where))
+        if self.pattern != 1.0:
+            chosen.append(ScalePattern(factor=self.pattern, **where))
+        if self.z != 1.0:
+            chosen.append(ScaleZ(factor=self.z, **where))
+        if self.activation == "identity":
+            chosen.append(IdentityActivation(**where))
+        if self.gate != "true":
+            gate, up = GATE_AND_UP[self.gate]
+            chosen.append(GateSplit(gate=gate, up=up, **where))
+        return tuple(chosen)
+
+
+SWITCHES: dict[str, Switches] = {
+    "gradient": Switches(),
+    "lrp": Switches(norm=0.0, pattern=0.0, activation="identity", gate="constant"),
+    "attnlrp": Switches(norm=0.0, pattern=0.5, z=0.5, activation="identity", gate="half"),
+    "gim": Switches(norm=0.0, pattern=0.5, temperature=2.0, z=0.5, gate="half"),
+    "relp": Switches(norm=0.0, activation="identity", gate="half"),
+}
+
+
+def preset(name: str, **switches: Any) -> RuleSet:
+    """A preset by name, with some of its `Switches` set otherwise.
 
     Raises:
-        InputError: unknown ``activation`` or ``gate``, or a temperature that is not positive.
+        InputError: unknown preset, switch or mode, or a temperature that is not positive.
     """
-    if activation not in ("true", "identity"):
-        raise InputError(f"activation must be 'true' or 'identity', got {activation!r}.")
-    if gate not in ("true", *GATES):
-        raise InputError(f"gate must be 'true', 'half' or 'constant', got {gate!r}.")
-    rules: list[Rule] = []
-    if norm != 1.0:
-        rules.append(FreezeNorm(factor=norm, layers=layers))
-    if temperature != 1.0:
-        rules.append(TemperedSoftmax(temperature=temperature, layers=layers))
-    if pattern != 1.0:
-        rules.append(ScalePattern(factor=pattern, layers=layers))
-    if z != 1.0:
-        rules.append(ScaleZ(factor=z, layers=layers))
-    if activation == "identity":
-        rules.append(IdentityActivation(layers=layers))
-    if gate in GATES:
-        to_gate, to_up = GATES[gate]
-        rules.append(GateSplit(gate=to_gate, up=to_up, layers=layers))
-    return RuleSet(tuple(rules), name=name)
+    if name not in SWITCHES:
+        raise InputError(f"unknown preset {name!r}; {did_you_mean(name, SWITCHES)}")
+    known = [field.name for field in fields(Switches)]
+    for switch in switches:
+        if switch not in known:
+            raise InputError(f"{name} has no switch {switch!r}; {did_you_mean(switch, known)}")
+    return RuleSet(replace(SWITCHES[name], **switches).rules(), name=name)
 
 
 def gradient(**switches: Any) -> RuleSet:
-    """No rule: the true gradient. Switches as in `build`."""
-    return build("gradient", **switches)
+    """No rule: the true gradient. Single `Switches` may be set, e.g. ``norm=0``."""
+    return preset("gradient", **switches)
 
 
 def lrp(**switches: Any) -> RuleSet:
-    """LRP for transformers (Ali et al. 2022; CP-LRP; LRPx appendix C). Switches as in `build`.
+    """LRP for transformers (Ali et al. 2022; CP-LRP; LRPx appendix C).
 
     Norms, patterns and gates are constants, activations pass relevance unchanged: without biases
-    the relevance of the tokens sums to the target.
+    the relevance of the tokens sums to the target. Single `Switches` may be set.
     """
-    return build("lrp", **{"norm": 0.0, "pattern": 0.0, "activation": "identity"}
-                 | {"gate": "constant"} | switches)
+    return preset("lrp", **switches)
 
 
 def attnlrp(**switches: Any) -> RuleSet:
-    """AttnLRP (Achtibat et al. 2024, arXiv 2402.05602). Switches as in `build`.
+    """AttnLRP (Achtibat et al. 2024, arXiv 2402.05602).
 
     As LRP, but relevance also flows through the softmax to queries and keys; every product of two
-    activations shares it equally.
+    activations shares it equally. Single `Switches` may be set, e.g. ``activation="true"``.
     """
-    return build("attnlrp", **{"norm": 0.0, "pattern": 0.5, "z": 0.5}
-                 | {"activation": "identity", "gate": "half"} | switches)
+    return preset("attnlrp", **switches)
 
 
 def gim(**switches: Any) -> RuleSet:
     """GIM, gradient interaction modifications (Edin et al. 2025, arXiv 2505.17630).
 
     The true gradient with frozen norms, halved products, and the softmax Jacobian at temperature
-    2, against self-repair. Switches as in `build`.
+    2, against self-repair. Single `Switches` may be set, e.g. ``temperature=3.0``.
     """
-    return build("gim", **{"norm": 0.0, "pattern": 0.5, "temperature": 2.0, "z": 0.5}
-                 | {"gate": "half"} | switches)
+    return preset("gim", **switches)
 
 
 def relp(**switches: Any) -> RuleSet:
     """RelP (Jafari et al. 2025): LRP's norms and activations, true attention, gates halved.
 
-    ``pattern=0`` is its option with constant attention. Switches as in `build`.
+    ``pattern=0`` is its option with constant attention. Single `Switches` may be set.
     """
-    return build("relp", **{"norm": 0.0, "activation": "identity", "gate": "half"} | switches)
+    return preset("relp", **switches)
 
 
 PRESETS: dict[str, Callable[..., RuleSet]] = {
@@ -125,14 +148,3 @@ PRESETS: dict[str, Callable[..., RuleSet]] = {
     "gim": gim,
     "relp": relp,
 }
-
-
-def preset(name: str, **switches: Any) -> RuleSet:
-    """A preset by name.
-
-    Raises:
-        InputError: unknown name.
-    """
-    if name not in PRESETS:
-        raise InputError(f"unknown preset {name!r}; {did_you_mean(name, PRESETS)}")
-    return PRESETS[name](**switches)

@@ -12,7 +12,6 @@ from lens_attr.errors import RuleConflictError, RuleNotAppliedError
 from lens_attr.graph import ModelGraph, Point
 from lens_attr.rules.core import Placement, Rule, RuleSet, Tape
 
-
 IN_PLACE = "BackwardHookFunctionBackward is a view and is being modified inplace"
 
 

@@ -4,4 +4,13 @@ from lens_attr.targets.resolved import Resolved
 from lens_attr.targets.samples import sample_inputs
 from lens_attr.targets.targets import Logit, LogitDiff, LogProb, Metric, Target, TopLogit
 
-__all__ = ["LogProb", "Logit", "LogitDiff", "Metric", "Resolved", "Target", "TopLogit", "sample_inputs"]
+__all__ = [
+    "LogProb",
+    "Logit",
+    "LogitDiff",
+    "Metric",
+    "Resolved",
+    "Target",
+    "TopLogit",
+    "sample_inputs",
+]

@@ -94,9 +94,7 @@ def _per_example(spec: TokenSpec, n: int, what: str) -> list[str | int]:
     return each
 
 
-def _ids_of(
-    graph: ModelGraph, batch: TokenBatch, spec: TokenSpec, what: str
-) -> list[list[int]]:
+def _ids_of(graph: ModelGraph, batch: TokenBatch, spec: TokenSpec, what: str) -> list[list[int]]:
     """Token ids of each example's target, as it continues that example's text."""
     found = []
     for example, one in enumerate(_per_example(spec, len(batch), what)):
@@ -206,7 +204,10 @@ class LogitDiff(Target):
         foils = _ids_of(graph, batch, self.foil, "foil")
         first, other, notices = _first_difference(graph, answers, foils)
         position = resolve_positions(graph, batch, self.position)
-        names = [(token_string(graph, a), token_string(graph, b)) for a, b in zip(first, other, strict=True)]
+        names = [
+            (token_string(graph, a), token_string(graph, b))
+            for a, b in zip(first, other, strict=True)
+        ]
         labels = [f"logit of {a!r} - logit of {b!r}" for a, b in names]
         ids = torch.stack([_column(first, position), _column(other, position)], dim=1)
         return Resolved(position, _logit_diff, labels, "logit", ids, notices)
@@ -219,7 +220,6 @@ class TopLogit(Target):
     def resolve(self, graph: ModelGraph, batch: TokenBatch) -> Resolved:
         """See `Target.resolve`."""
         position = resolve_positions(graph, batch, self.position)
-
 
         def relabel(logits: Tensor) -> list[str]:
             top = logits.argmax(dim=-1).tolist()

@@ -1,0 +1,445 @@
+"""The command line, end to end on the demo models."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pandas as pd
+import pytest
+from test_report import result
+from typer.testing import CliRunner, Result
+
+import lens_attr as la
+from lens_attr.attribution.comparison import Comparison
+from lens_attr.cli import app, attribute, console
+from lens_attr.cli.prune import _read, _split
+from lens_attr.demo import DEMO_MODELS, generate
+from lens_attr.errors import InputError
+from lens_attr.types import Sample
+
+COMMANDS = ("attribute", "heads", "prune", "check", "methods", "demo")
+TEXT = "the keys near the old cabinet"
+PAIR = ["--target", " are", "--foil", " is"]
+ESCAPE = "\x1b["
+
+needs_demo_models = pytest.mark.skipif(
+    not all((path / "config.json").is_file() for path in DEMO_MODELS.values()),
+    reason="the demo models are not in this checkout",
+)
+
+
+def run(*arguments: str | Path) -> Result:
+    return CliRunner().invoke(app, [str(argument) for argument in arguments])
+
+
+def good(*arguments: str | Path) -> str:
+    ran = run(*arguments)
+    assert ran.exit_code == 0, ran.output
+    return ran.stdout
+
+
+def shell(*arguments: str, **environment: str) -> subprocess.CompletedProcess[str]:
+    return subprocess.run(
+        [sys.executable, *arguments],
+        capture_output=True,
+        text=True,
+        timeout=120,
+        env=os.environ | environment,
+    )
+
+
+@pytest.fixture
+def fast_load(monkeypatch: pytest.MonkeyPatch, models: dict[str, Any]) -> None:
+    """Load each demo model once for the whole file."""
+    load = la.load
+
+    def cached(name: str, **options: Any) -> Any:
+        key = f"{name} {sorted(options.items())}"
+        if key not in models:
+            models[key] = load(name, **options)
+        return models[key]
+
+    monkeypatch.setattr(la, "load", cached, raising=False)
+
+
+@pytest.fixture(scope="module")
+def models() -> dict[str, Any]:
+    return {}
+
+
+# --- starting up
+
+
+@pytest.mark.parametrize("arguments", [["--help"], *([name, "--help"] for name in COMMANDS)])
+def test_help_loads_no_heavy_library(arguments: list[str]) -> None:
+    code = (
+        "import sys; from typer.testing import CliRunner; from lens_attr.cli import app\n"
+        f"result = CliRunner().invoke(app, {arguments!r})\n"
+        "assert result.exit_code == 0, result.output\n"
+        "heavy = {'torch', 'transformers', 'transformer_lens', 'pandas', 'plotly', 'numpy'}\n"
+        "print(sorted(heavy & set(sys.modules)))"
+    )
+    ran = shell("-c", code)
+    assert ran.returncode == 0, ran.stderr
+    assert ran.stdout.strip() == "[]"
+
+
+def test_help_lists_every_command() -> None:
+    shown = good("--help")
+    assert all(name in shown for name in COMMANDS)
+
+
+@pytest.mark.parametrize("name", COMMANDS)
+def test_every_option_has_a_help_text(name: str) -> None:
+    import typer
+
+    command = typer.main.get_command(app).commands[name]  # type: ignore[attr-defined]
+    assert command.help
+    for parameter in command.params:
+        assert getattr(parameter, "help", None), parameter.name
+
+
+def test_version() -> None:
+    assert good("--version").strip() == f"lens-attr {la.__version__}"
+
+
+def test_it_runs_as_a_module() -> None:
+    ran = shell("-m", "lens_attr.cli", "--version")
+    assert ran.stdout.strip() == f"lens-attr {la.__version__}"
+
+
+# --- errors
+
+
+def test_no_command_shows_the_help() -> None:
+    assert "Usage" in run().output
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        ["nonsense"],
+        ["attribute"],
+        ["attribute", TEXT, "--top", "0"],
+        ["attribute", TEXT, "--embeddings", "half"],
+        ["attribute", TEXT, "--foil", " is"],
+        ["prune"],
+        ["prune", "--task", "sva", "--data", __file__],
+        ["prune", "--task", "sva", "--methods", " , "],
+        ["prune", "--data", "there/is/no/such.jsonl"],
+    ],
+)
+def test_wrong_usage_exits_with_2(arguments: list[str]) -> None:
+    ran = run(*arguments)
+    assert ran.exit_code == 2
+    assert "Traceback" not in ran.output
+
+
+@pytest.mark.parametrize(
+    ("arguments", "hint"),
+    [
+        (["attribute", TEXT, "--method", "gimm"], "did you mean 'gim'?"),
+        (["heads", TEXT, "--method", "atnlrp"], "did you mean 'attnlrp'"),
+        (["prune", "--task", "sva", "--methods", "lrp,gimm"], "did you mean 'gim'?"),
+        (["check", "demo-gpt2", "--rules", "gimm"], "did you mean 'gim'?"),
+        (["attribute", TEXT, "--model", "./demo-gpt3"], "demo-gpt2"),
+    ],
+)
+def test_a_refusal_is_one_line_on_stderr_and_exit_code_1(arguments: list[str], hint: str) -> None:
+    ran = run(*arguments)
+    assert ran.exit_code == 1
+    assert ran.stdout == ""
+    (line,) = ran.stderr.splitlines()
+    assert line.startswith("error: ")
+    assert hint in line
+
+
+def test_an_unwritable_file_is_one_line(monkeypatch: pytest.MonkeyPatch) -> None:
+    def refuse(name: str, **options: Any) -> None:
+        raise PermissionError(13, "Permission denied", "out")
+
+    monkeypatch.setattr(la, "load", refuse, raising=False)
+    ran = run("attribute", TEXT)
+    assert ran.exit_code == 1
+    assert ran.stderr == "error: [Errno 13] Permission denied: 'out'\n"
+
+
+def test_an_interrupt_exits_with_130(monkeypatch: pytest.MonkeyPatch) -> None:
+    def interrupt(name: str, **options: Any) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(la, "load", interrupt, raising=False)
+    ran = run("attribute", TEXT)
+    assert ran.exit_code == 130
+    assert ran.stderr == "error: interrupted\n"
+
+
+def test_error_lines_stay_one_line(capsys: pytest.CaptureFixture[str]) -> None:
+    console.error(ValueError("first\n  second [bold]third[/bold]"))
+    assert capsys.readouterr().err == "error: first second [bold]third[/bold]\n"
+
+
+# --- printing
+
+
+@pytest.mark.parametrize(
+    ("value", "shown"),
+    [(0.0, "0.000"), (1.23456, "1.235"), (-0.00012, "-1.20e-04"), (123456.0, "1.23e+05")],
+)
+def test_numbers(value: float, shown: str) -> None:
+    assert console.number(value) == shown
+
+
+def test_tables_show_missing_values_and_do_not_read_markup(
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    layers = pd.array([None, 3], dtype="Int64")
+    frame = pd.DataFrame({"layer": layers, "ok": [True, False], "token": ["[MASK]", ":smile:"]})
+    console.print_table(frame)
+    rows = [line.split() for line in capsys.readouterr().out.splitlines()]
+    assert rows == [["layer", "ok", "token"], ["-", "yes", "[MASK]"], ["3", "no", ":smile:"]]
+
+
+def test_wide_tables_are_not_cut_when_piped(capsys: pytest.CaptureFixture[str]) -> None:
+    console.print_table(pd.DataFrame({"a": ["x" * 90], "b": ["y" * 90]}))
+    assert "x" * 90 + "  " + "y" * 90 in capsys.readouterr().out
+
+
+def test_tokens_are_coloured_on_a_terminal(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    for name in ("NO_COLOR", "COLORTERM"):
+        monkeypatch.delenv(name, raising=False)
+    monkeypatch.setenv("FORCE_COLOR", "1")
+    monkeypatch.setenv("TERM", "xterm-256color")
+    console.print_coloured([" keys", "\n"], [1.0, -1.0])
+    out = capsys.readouterr().out
+    assert ESCAPE in out and " keys" in out and "↵" in out
+
+
+# --- methods and check
+
+
+def test_methods_lists_the_registry() -> None:
+    shown = good("methods")
+    listed = json.loads(good("methods", "--json"))
+    assert {row["name"] for row in listed} == {method.name for method in la.methods()}
+    assert all(row["name"] in shown and row["summary"] in shown for row in listed)
+
+
+@needs_demo_models
+@pytest.mark.usefixtures("fast_load")
+def test_check_shows_where_rules_act() -> None:
+    shown = good("check", "demo-gpt2", "--rules", "gim")
+    assert "blocks.0.attn.hook_pattern" in shown
+    assert shown.rstrip().endswith("gim on demo-gpt2: accepted")
+    document = json.loads(good("check", "demo-gpt2", "--rules", "gim", "--json"))
+    assert document["accepted"] and document["reasons"] == [] and document["coverage"]
+
+
+@needs_demo_models
+@pytest.mark.usefixtures("fast_load")
+def test_check_exits_with_1_when_refused() -> None:
+    ran = run("check", "demo-bert", "--rules", "gim", "--backend", "bridge")
+    assert ran.exit_code == 1
+    assert ran.stderr.startswith("error: gim refuses demo-bert: ")
+    ran = run("check", "demo-bert", "--rules", "gim", "--backend", "bridge", "--json")
+    assert ran.exit_code == 1
+    assert not json.loads(ran.stdout)["accepted"]
+
+
+# --- attribute and heads
+
+
+@needs_demo_models
+@pytest.mark.usefixtures("fast_load")
+def test_attribute_prints_the_target_the_text_and_the_top_tokens() -> None:
+    shown = good("attribute", TEXT, *PAIR, "--method", "gim", "--method", "lrp", "--top", "3")
+    lines = shown.splitlines()
+    assert lines[0].startswith("logit of ' are' - logit of ' is': ")
+    assert sum(line.endswith(TEXT) for line in lines) == 2
+    header = next(i for i, line in enumerate(lines) if line.startswith("position"))
+    assert lines[header].split() == ["position", "token", "gim", "lrp"]
+    assert len(lines) == header + 1 + 3
+    assert ESCAPE not in shown
+
+
+@needs_demo_models
+@pytest.mark.usefixtures("fast_load")
+def test_attribute_json_equals_the_python_api() -> None:
+    document = json.loads(good("attribute", TEXT, *PAIR, "--method", "gim", "--json"))
+    expected = la.attribute(
+        la.load("demo-gpt2", backend="auto", dtype="float32", device=None),
+        TEXT,
+        la.LogitDiff(" are", " is"),
+        method="gim",
+    )
+    assert document["tokens"] == expected.real_str_tokens()
+    assert document["relevance"]["gim"] == expected.real_tokens().double().tolist()
+    assert document["value"] == float(expected.target_value[0])
+    assert document["unit"] == {"gim": "logit"}
+    assert document["metadata"]["gim"]["embeddings"] == "full"
+
+
+@needs_demo_models
+@pytest.mark.usefixtures("fast_load")
+def test_attribute_explains_the_top_logit_without_a_target() -> None:
+    assert "top logit" in json.loads(good("attribute", TEXT, "--json"))["target"]
+
+
+@needs_demo_models
+@pytest.mark.usefixtures("fast_load")
+def test_attribute_passes_position_and_embeddings_on() -> None:
+    options = ["--position", "2", "--embeddings", "token"]
+    document = json.loads(good("attribute", TEXT, *PAIR, *options, "--json"))
+    assert document["position"] == 2
+    assert set(document["relevance"]["attnlrp"][3:]) == {0.0}
+    assert document["metadata"]["attnlrp"]["embeddings"] == "token"
+
+
+@needs_demo_models
+@pytest.mark.usefixtures("fast_load")
+def test_attribute_explains_the_mask_of_a_masked_model() -> None:
+    text = "the keys near the old cabinet [MASK] here ."
+    options = ["--model", "demo-bert", "--json"]
+    document = json.loads(good("attribute", text, *PAIR, *options))
+    assert document["tokens"][document["position"]] == "[MASK]"
+
+
+@needs_demo_models
+@pytest.mark.usefixtures("fast_load")
+def test_attribute_saves_and_writes_a_page(tmp_path: Path) -> None:
+    page, one, two = tmp_path / "a" / "page.html", tmp_path / "one", tmp_path / "two"
+    good("attribute", TEXT, *PAIR, "--html", page, "--save", one)
+    assert la.Relevance.load(one).target == ["logit of ' are' - logit of ' is'"]
+    markup = page.read_text(encoding="utf-8")
+    assert "cabinet" in markup or "cabin" in markup
+    good("attribute", TEXT, *PAIR, "--method", "gim", "--method", "lrp", "--save", two)
+    assert la.Relevance.load(two / "gim").method == "gim"
+    assert la.Relevance.load(two / "lrp").method == "lrp"
+
+
+@needs_demo_models
+@pytest.mark.usefixtures("fast_load")
+def test_heads_ranks_most_relevant_first(tmp_path: Path) -> None:
+    shown = good("heads", TEXT, *PAIR, "--top", "3", "--html", tmp_path / "heads.html")
+    assert "layer  head  score" in shown
+    document = json.loads(good("heads", TEXT, *PAIR, "--pool", "sum", "--json"))
+    scores = [head["score"] for head in document["heads"]]
+    assert scores == sorted(scores, reverse=True) and len(scores) > 3
+    assert document["pool"] == "sum" and document["method"] == "attnlrp"
+    assert "Attention heads" in (tmp_path / "heads.html").read_text(encoding="utf-8")
+
+
+# --- prune
+
+
+@needs_demo_models
+@pytest.mark.usefixtures("fast_load")
+def test_prune_writes_curves_and_prints_the_summary(tmp_path: Path) -> None:
+    sizes = ["--n", "12", "--n-rank", "8", "--seeds", "2"]
+    shown = good("prune", "--task", "sva", "--methods", "gim, lrp", *sizes, "--out", tmp_path)
+    assert shown.splitlines()[0].split()[:3] == ["method", "area", "n"]
+    curves = pd.read_csv(tmp_path / "curve.csv")
+    assert set(curves["method"]) == {"gim", "lrp", "random seed 0", "random seed 1"}
+    markup = (tmp_path / "pruning.html").read_text(encoding="utf-8")
+    assert "Ranked on 8 samples of sva, measured on 12 others." in markup
+
+
+@needs_demo_models
+@pytest.mark.usefixtures("fast_load")
+def test_prune_reads_data_and_prints_json(tmp_path: Path) -> None:
+    data = tmp_path / "mine.jsonl"
+    samples = {sample.text: sample for sample in generate("sva", 60)}
+    rows = [{"text": s.text, "answer": s.answer, "foil": s.foil} for s in samples.values()]
+    data.write_text("\n".join(map(json.dumps, rows)) + "\n\n", encoding="utf-8")
+    sizes = ["--n", "6", "--n-rank", "5", "--seeds", "0", "--methods", "lrp"]
+    options = ["--order", "most", "--ablation", "mean", "--out", tmp_path, "--json"]
+    document = json.loads(good("prune", "--data", data, *sizes, *options))
+    curve = document["curves"]["lrp"]
+    assert len(curve["accuracy"]) == len(curve["pruned"]) + 1
+    assert document["summary"][0]["n"] == 6
+
+
+def _write(path: Path, *rows: object) -> Path:
+    path.write_text("\n".join(map(json.dumps, rows)), encoding="utf-8")
+    return path
+
+
+def test_data_files_name_target_or_answer(tmp_path: Path) -> None:
+    rows = [
+        {"text": "a", "target": " b", "foil": " c"},
+        {"text": "d", "answer": " e", "foil": " f", "suffix": " ."},
+    ]
+    first, second = _read(_write(tmp_path / "d.jsonl", *rows))
+    assert (first.text, first.answer, first.foil, first.suffix) == ("a", " b", " c", "")
+    assert (second.answer, second.suffix) == (" e", " .")
+
+
+@pytest.mark.parametrize(
+    ("row", "message"),
+    [
+        ({"text": "a", "foil": "b"}, "line 1 has no 'target'"),
+        ({"text": 3, "target": "a", "foil": "b"}, "line 1 has no 'text'"),
+        (["text"], "line 1 is not a JSON object"),
+    ],
+)
+def test_bad_data_files_are_refused_with_the_line(
+    tmp_path: Path, row: object, message: str
+) -> None:
+    with pytest.raises(InputError, match=message):
+        _read(_write(tmp_path / "d.jsonl", row))
+
+
+def test_broken_json_is_refused_with_the_line(tmp_path: Path) -> None:
+    path = tmp_path / "d.jsonl"
+    path.write_text('{"text": "a", "target": "b", "foil": "c"}\n{oops', encoding="utf-8")
+    with pytest.raises(InputError, match="line 2 is not JSON"):
+        _read(path)
+
+
+def test_ranking_and_pruning_share_no_text() -> None:
+    texts = ["a", "b", "a", "c", "b", "d"]
+    ranking, pruning = _split([Sample(text, " x", " y") for text in texts], 2, 2)
+    assert [sample.text for sample in ranking] == ["a", "b"]
+    assert [sample.text for sample in pruning] == ["c", "d"]
+    with pytest.raises(InputError, match="too few"):
+        _split([Sample(text, " x", " y") for text in texts], 2, 3)
+
+
+# --- demo
+
+
+@needs_demo_models
+@pytest.mark.usefixtures("fast_load")
+@pytest.mark.slow
+def test_demo_writes_one_page_about_every_model(tmp_path: Path) -> None:
+    shown = good("demo", "--quick", "--n", "10", "--out", tmp_path)
+    markup = (tmp_path / "index.html").read_text(encoding="utf-8")
+    for name in DEMO_MODELS:
+        assert name in shown
+        assert f"<h2>{name}</h2>" in markup
+    assert shown.rstrip().endswith(f"page: {tmp_path / 'index.html'}")
+    assert "http-equiv" in markup and 'src="http' not in markup
+
+
+@needs_demo_models
+@pytest.mark.usefixtures("fast_load")
+def test_demo_says_why_a_method_is_refused() -> None:
+    from lens_attr.cli.demo_data import tell
+
+    story = tell("demo-bert", "bridge", n=4, seeds=2)
+    assert "gim" in story.refused and "gim" not in story.explanations[0].results
+    assert {curve.method for curve in story.pruning.curves} == set(story.explanations[0].results)
+
+
+def test_top_tokens_weigh_methods_alike() -> None:
+    small, large = result("gim"), result("lrp")
+    large.tokens.mul_(1000).copy_(large.tokens.flip(1))
+    table = attribute._top_tokens(Comparison({"gim": small, "lrp": large}), 2)
+    assert sorted(table["position"]) == [0, 2]
