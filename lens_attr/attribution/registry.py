@@ -114,6 +114,15 @@ class MethodTable:
         rows = [{k: v for k, v in asdict(m).items() if k != "rules"} for m in self]
         return pd.DataFrame(rows)
 
+    def to_markdown(self) -> str:
+        """The table as it stands in the README."""
+        lines = ["| method | what it computes | defined for | sums to the target | source |"]
+        lines.append("|---|---|---|---|---|")
+        for m in self:
+            cells = (f"`{m.name}`", m.summary, m.defined_for, m.conserves, m.source)
+            lines.append(f"| {' | '.join(cells)} |")
+        return "\n".join(lines)
+
     def __repr__(self) -> str:
         return self.to_pandas().to_string(index=False)
 

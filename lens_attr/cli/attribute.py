@@ -64,7 +64,9 @@ def attribute(
         _print(comparison, top, html, quiet)
 
 
-def _explain(model: Any, text: str, target: Any, method: str, embeddings: str) -> Any:
+def _explain(
+    model: Any, text: str, target: Any, method: str, embeddings: options.Embeddings
+) -> Any:
     import lens_attr as la
 
     return la.attribute(model, text, target, method=method, embeddings=embeddings)

@@ -6,12 +6,14 @@ import json
 import sys
 import warnings
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from typing import TYPE_CHECKING, Any
 
 from rich.console import Console
 from rich.table import Table
 from rich.text import Text
+
+from lens_attr.errors import Notice
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -38,7 +40,7 @@ def _console(stderr: bool) -> Console:
 
 def error(problem: object) -> None:
     """One line on stderr."""
-    line = " ".join(str(problem).split()) or type(problem).__name__
+    line = _one_line(str(problem)) or type(problem).__name__
     stderr().print(Text.assemble(("error: ", "bold red"), line), soft_wrap=True)
 
 
@@ -49,25 +51,26 @@ def wants_progress(quiet: bool) -> bool:
 
 @contextmanager
 def working(message: str, quiet: bool = False) -> Iterator[None]:
-    """Say what takes time while it runs, and show warnings as one line each afterwards."""
+    """Say what takes time while it runs, and show notices afterwards."""
+    watched = stderr().status(message) if wants_progress(quiet) else nullcontext()
+    with notices(quiet), watched:
+        yield
+
+
+@contextmanager
+def notices(quiet: bool = False) -> Iterator[None]:
+    """Show each of our notices once, on one line, at the end; drop other libraries' warnings."""
     with warnings.catch_warnings(record=True) as caught:
-        warnings.simplefilter("default")
-        if wants_progress(quiet):
-            with stderr().status(message):
-                yield
-        else:
-            yield
+        warnings.simplefilter("always")
+        yield
     if not quiet:
-        for text in dict.fromkeys(_one_line(w) for w in caught if _is_ours(w)):
-            stderr().print(Text.assemble(("note: ", "yellow"), text), soft_wrap=True)
+        ours = (str(w.message) for w in caught if issubclass(w.category, Notice))
+        for text in dict.fromkeys(ours):
+            stderr().print(Text.assemble(("note: ", "yellow"), _one_line(text)), soft_wrap=True)
 
 
-def _is_ours(warning: warnings.WarningMessage) -> bool:
-    return issubclass(warning.category, UserWarning) and "lens_attr" in warning.filename
-
-
-def _one_line(warning: warnings.WarningMessage) -> str:
-    return " ".join(str(warning.message).split())
+def _one_line(text: str) -> str:
+    return " ".join(text.split())
 
 
 def print_json(document: Any) -> None:

@@ -7,7 +7,7 @@ from typing import Any
 import lens_attr as la
 from lens_attr.attribution.relevance import Relevance
 from lens_attr.circuits import Ranking
-from lens_attr.cli.options import load_model
+from lens_attr.cli.options import Backend, Embeddings, load_model
 from lens_attr.demo import TASKS, generate
 from lens_attr.errors import UnsupportedModelError
 from lens_attr.report import Explanation, ModelStory
@@ -18,9 +18,11 @@ SHOWN_RANKING = "attnlrp"
 PRUNED_TASK = "sva"
 RANKING_SEED, PRUNING_SEED, SHOWN_SEED = 0, 1, 2
 CANDIDATES = 20
+EMBEDDINGS: dict[str, Embeddings] = {"demo-bert": "token"}
+"""BERT normalises its embeddings first, so gradient x input of whole ones is zero by design."""
 
 
-def tell(name: str, backend: str, n: int, seeds: int) -> ModelStory:
+def tell(name: str, backend: Backend, n: int, seeds: int) -> ModelStory:
     """Everything the page says about one model.
 
     Heads are ranked on samples of the training split and pruned on held-out ones, which use
@@ -28,9 +30,10 @@ def tell(name: str, backend: str, n: int, seeds: int) -> ModelStory:
     """
     model = load_model(name, backend, dtype="float32", device=None)
     samples = [_correct_sample(model, task) for task in TASKS]
-    results, refused = _explain(model, samples)
+    embeddings = EMBEDDINGS.get(name, "full")
+    results, refused = _explain(model, samples, embeddings)
     ranking_set = generate(PRUNED_TASK, n, seed=RANKING_SEED, split="train")
-    rankings = {method: _rank(model, ranking_set, method) for method in results}
+    rankings = {method: _rank(model, ranking_set, method, embeddings) for method in results}
     pruning_set = generate(PRUNED_TASK, n, seed=PRUNING_SEED, split="heldout")
     pruning = la.circuits.compare_pruning(model, pruning_set, list(rankings.values()), seeds=seeds)
     return ModelStory(
@@ -52,22 +55,28 @@ def _correct_sample(model: Any, task: str) -> Sample:
     """The first of some samples that the model predicts correctly; else the first of all."""
     samples = generate(task, CANDIDATES, seed=SHOWN_SEED, split="heldout", attractor="any")
     texts, target = la.sample_inputs(model, samples)
-    margins = la.attribute(model, texts, target, method=METHODS[0]).target_value.tolist()
+    margins = la.attribute(model, texts, target, method=SHOWN_RANKING).target_value.tolist()
     return next((s for s, margin in zip(samples, margins, strict=True) if margin > 0), samples[0])
 
 
-def _explain(model: Any, samples: list[Sample]) -> tuple[dict[str, Relevance], dict[str, str]]:
+def _explain(
+    model: Any, samples: list[Sample], embeddings: Embeddings
+) -> tuple[dict[str, Relevance], dict[str, str]]:
     """The result of every method, and why the others are refused."""
     texts, target = la.sample_inputs(model, samples)
     results: dict[str, Relevance] = {}
     refused: dict[str, str] = {}
     for method in METHODS:
         try:
-            results[method] = la.attribute(model, texts, target, method=method)
+            result = la.attribute(model, texts, target, method=method, embeddings=embeddings)
         except UnsupportedModelError as problem:
             refused[method] = str(problem)
+        else:
+            results[method] = result
     return results, refused
 
 
-def _rank(model: Any, samples: list[Sample], method: str) -> Ranking:
-    return la.circuits.head_scores(model, samples, method=method, pool="relu_token")
+def _rank(model: Any, samples: list[Sample], method: str, embeddings: Embeddings) -> Ranking:
+    return la.circuits.head_scores(
+        model, samples, method=method, pool="relu_token", embeddings=embeddings
+    )

@@ -102,7 +102,7 @@ SaveOption = Annotated[
 ]
 
 
-def load_model(name: str, backend: str, dtype: str, device: str | None) -> Any:
+def load_model(name: str, backend: Backend, dtype: str, device: str | None) -> Any:
     """The model behind the shared options; what its libraries print meanwhile is dropped."""
     from transformers.utils import logging
 

@@ -12,7 +12,7 @@ from lens_attr.cli import console, options
 from lens_attr.errors import InputError
 
 if TYPE_CHECKING:
-    from lens_attr.circuits.results import PruningComparison
+    from lens_attr.circuits.results import PruningComparison, Ranking
     from lens_attr.types import Sample
 
 RANKING_SEED, PRUNING_SEED = 0, 1
@@ -89,19 +89,17 @@ def prune(
     progress = console.wants_progress(quiet)
     with console.working(f"loading {model}", quiet):
         loaded = options.load_model(model, backend, dtype, device)
-    rankings = [
-        la.circuits.head_scores(loaded, ranking_set, method=name, pool=pool, progress=progress)
-        for name in names
-    ]
-    comparison = la.circuits.compare_pruning(
-        loaded,
-        pruning_set,
-        rankings,
-        seeds=seeds,
-        order=order,
-        ablation=ablation,
-        progress=progress,
-    )
+    with console.notices(quiet):
+        rankings = [_rank(loaded, ranking_set, name, pool, progress) for name in names]
+        comparison = la.circuits.compare_pruning(
+            loaded,
+            pruning_set,
+            rankings,
+            seeds=seeds,
+            order=order,
+            ablation=ablation,
+            progress=progress,
+        )
     _write(comparison, out, model, task or str(data), len(ranking_set))
     if as_json:
         console.print_json(_document(comparison, out))
@@ -109,6 +107,14 @@ def prune(
     console.print_table(comparison.summary())
     if not quiet:
         console.print_facts({"curves": out / "curve.csv", "page": out / "pruning.html"})
+
+
+def _rank(
+    model: Any, samples: list[Sample], method: str, pool: options.Pool, progress: bool
+) -> Ranking:
+    import lens_attr as la
+
+    return la.circuits.head_scores(model, samples, method=method, pool=pool, progress=progress)
 
 
 def _samples(

@@ -17,6 +17,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 import torch
+from torch import nn
 from torch.nn.functional import cross_entropy
 from transformers import (
     BertConfig,
@@ -43,7 +44,10 @@ JOINED_SHARE = 0.2
 JOINED_WORDS = 110
 BATCH_TOKENS = 3072
 WARMUP_STEPS = 200
-REST_WEIGHT = 0.5
+REST_WEIGHT = 0.3
+HINT_WEIGHT = 0.3
+HINT_LAYER = 2
+INIT_STD = 0.1
 RANDOM_MASK_SHARE = 0.15
 IGNORE = -100
 
@@ -59,10 +63,18 @@ class Recipe:
 
 @dataclass(frozen=True)
 class Document:
-    """One row of a batch: one sentence, or several joined so that late positions are trained."""
+    """One row of a batch: one sentence, or several joined so that late positions are trained.
+
+    Attributes:
+        ids: the tokens.
+        answers: positions of the answers.
+        hints: for each position that must know an object of a qa text (a place in a fact, the
+            answer of a question), that position and the object's last token.
+    """
 
     ids: list[int]
     answers: list[int]
+    hints: list[tuple[int, int]]
 
 
 def _gpt2(tokenizer: PreTrainedTokenizerFast) -> PreTrainedModel:
@@ -116,9 +128,9 @@ def _bert(tokenizer: PreTrainedTokenizerFast) -> PreTrainedModel:
 
 
 RECIPES = {
-    "demo-gpt2": Recipe(_gpt2, steps=4000, learning_rate=2e-3),
-    "demo-llama": Recipe(_llama, steps=4000, learning_rate=2e-3),
-    "demo-bert": Recipe(_bert, steps=5000, learning_rate=1e-3),
+    "demo-gpt2": Recipe(_gpt2, steps=3000, learning_rate=2e-3),
+    "demo-llama": Recipe(_llama, steps=3000, learning_rate=2e-3),
+    "demo-bert": Recipe(_bert, steps=3000, learning_rate=1e-3),
 }
 
 
@@ -177,16 +189,31 @@ def _joined(samples: Sequence[Sample]) -> Iterator[list[Sample]]:
 def _document(tokenizer: PreTrainedTokenizerFast, samples: Sequence[Sample]) -> Document:
     """Tokenize joined samples, remembering where each answer is, cut to the context length."""
     start, end = _boundary_tokens(tokenizer)
-    ids, answers = [start], []
+    ids, answers, hints = [start], [], []
     for sample in itertools.chain.from_iterable(map(_with_follow_ups, samples)):
         space = " " if len(ids) > 1 else ""
-        prompt, sentence = tokenizer(
-            [space + sample.text, space + _sentence(sample)], add_special_tokens=False
-        ).input_ids
-        answers.append(len(ids) + len(prompt))
+        prompt = tokenizer(space + sample.text, add_special_tokens=False)
+        sentence = tokenizer(space + _sentence(sample), add_special_tokens=False).input_ids
+        answer = len(ids) + len(prompt.input_ids)
+        answers.append(answer)
+        for place, thing in _object_spans(space + sample.text):
+            at = answer if place is None else len(ids) + prompt.char_to_token(place)
+            hints.append((at, prompt.input_ids[prompt.char_to_token(thing)]))
         ids += sentence
     ids = [*ids[: CONTEXT_LENGTH - 1], end]
-    return Document(ids, [position for position in answers if position < len(ids) - 1])
+    return Document(
+        ids,
+        [position for position in answers if position < len(ids) - 1],
+        [(position, thing) for position, thing in hints if position < len(ids) - 1],
+    )
+
+
+def _object_spans(text: str) -> Iterator[tuple[int | None, int]]:
+    """Last characters of each (place, object) of the facts, and (None, object) of the question."""
+    for fact in re.finditer(r"(\w+) is in the (\w+)", text):
+        yield fact.end(2) - 1, fact.end(1) - 1
+    for question in re.finditer(r"Q where is the (\w+) A$", text):
+        yield None, question.end(1) - 1
 
 
 def _with_follow_ups(sample: Sample) -> list[Sample]:
@@ -226,12 +253,16 @@ def _batches(documents: list[Document], rng: random.Random) -> Iterator[list[Doc
 
 @dataclass(frozen=True)
 class Batch:
-    """Model inputs; ``targets`` is what to predict at each position, `IGNORE` for nothing."""
+    """Model inputs; ``targets`` is what to predict at each position, `IGNORE` for nothing.
+
+    ``hints`` is the object token that an intermediate layer should know there, likewise.
+    """
 
     input_ids: torch.Tensor
     attention_mask: torch.Tensor
     targets: torch.Tensor
     at_answer: torch.Tensor
+    hints: torch.Tensor
 
 
 def _collate(tokenizer: PreTrainedTokenizerFast, documents: Sequence[Document]) -> Batch:
@@ -239,12 +270,17 @@ def _collate(tokenizer: PreTrainedTokenizerFast, documents: Sequence[Document]) 
     ids = torch.full((len(documents), width), tokenizer.pad_token_id)
     mask = torch.zeros_like(ids)
     is_answer = torch.zeros_like(ids, dtype=torch.bool)
+    hints = torch.full_like(ids, IGNORE)
+    causal = tokenizer.mask_token_id is None
     for row, document in enumerate(documents):
         ids[row, : len(document.ids)] = torch.tensor(document.ids)
         mask[row, : len(document.ids)] = 1
         is_answer[row, document.answers] = True
-    make = _causal_batch if tokenizer.mask_token_id is None else _masked_batch
-    return make(tokenizer, ids, mask, is_answer)
+        for position, thing in document.hints:
+            before = causal and position in document.answers  # where the answer is predicted
+            hints[row, position - before] = thing
+    make = _causal_batch if causal else _masked_batch
+    return make(tokenizer, ids, mask, is_answer, hints)
 
 
 def _causal_batch(
@@ -252,11 +288,12 @@ def _causal_batch(
     ids: torch.Tensor,
     mask: torch.Tensor,
     is_answer: torch.Tensor,
+    hints: torch.Tensor,
 ) -> Batch:
     """Predict every next token."""
     targets = torch.full_like(ids, IGNORE)
     targets[:, :-1] = ids[:, 1:].masked_fill(mask[:, 1:] == 0, IGNORE)
-    return Batch(ids, mask, targets, is_answer.roll(-1, dims=1))
+    return Batch(ids, mask, targets, is_answer.roll(-1, dims=1), hints)
 
 
 def _masked_batch(
@@ -264,6 +301,7 @@ def _masked_batch(
     ids: torch.Tensor,
     mask: torch.Tensor,
     is_answer: torch.Tensor,
+    hints: torch.Tensor,
 ) -> Batch:
     """Mask every answer; in half of the rows, also corrupt other tokens the way BERT does.
 
@@ -277,7 +315,7 @@ def _masked_batch(
     inputs = ids.masked_fill(is_answer | (chosen & (fate < 0.8)), tokenizer.mask_token_id)
     random_ids = torch.randint(len(tokenizer), ids.shape)
     inputs = torch.where(chosen & (fate >= 0.9), random_ids, inputs)
-    return Batch(inputs, mask, targets, is_answer)
+    return Batch(inputs, mask, targets, is_answer, hints)
 
 
 def _fit(
@@ -286,8 +324,13 @@ def _fit(
     documents: list[Document],
     recipe: Recipe,
 ) -> None:
+    _initialise(model)
+    probe = nn.Linear(model.config.hidden_size, len(tokenizer))
     optimizer = torch.optim.AdamW(
-        model.parameters(), lr=recipe.learning_rate, betas=(0.9, 0.98), weight_decay=0.01
+        [*model.parameters(), *probe.parameters()],
+        lr=recipe.learning_rate,
+        betas=(0.9, 0.98),
+        weight_decay=0.01,
     )
     schedule = torch.optim.lr_scheduler.LambdaLR(
         optimizer, lambda step: _rate_factor(step, recipe.steps)
@@ -296,8 +339,13 @@ def _fit(
     started = time.perf_counter()
     for step in range(1, recipe.steps + 1):
         batch = _collate(tokenizer, next(batches))
-        logits = model(input_ids=batch.input_ids, attention_mask=batch.attention_mask).logits
-        loss = _loss(logits, batch)
+        output = model(
+            input_ids=batch.input_ids,
+            attention_mask=batch.attention_mask,
+            output_hidden_states=True,
+        )
+        hint = _hint_loss(probe, output.hidden_states[HINT_LAYER], batch)
+        loss = _loss(output.logits, batch) + HINT_WEIGHT * hint
         loss.backward()
         torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
         optimizer.step()
@@ -306,6 +354,26 @@ def _fit(
         if step % 250 == 0:
             seconds = time.perf_counter() - started
             print(f"step {step} ({seconds:.0f} s): {_progress(model, tokenizer)}", flush=True)
+
+
+def _initialise(model: PreTrainedModel) -> None:
+    """Larger weights than the default 0.02, at which attention takes thousands of steps to form."""
+    for weight in model.parameters():
+        if weight.ndim == 2:
+            nn.init.normal_(weight, std=INIT_STD)
+
+
+def _hint_loss(probe: nn.Linear, hidden: torch.Tensor, batch: Batch) -> torch.Tensor:
+    """Ask half-way through the model which object a place or a question is about.
+
+    Deep supervision of the qa task: without it the lookup takes tens of thousands of steps to
+    appear. The probe is thrown away after training.
+    """
+    if not bool((batch.hints != IGNORE).any()):
+        return hidden.new_zeros(())
+    normed = nn.functional.layer_norm(hidden, hidden.shape[-1:])
+    logits = probe(normed).flatten(0, 1)
+    return cross_entropy(logits, batch.hints.flatten(), ignore_index=IGNORE)
 
 
 def _rate_factor(step: int, steps: int) -> float:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, cast
 
 import numpy as np
 import plotly.graph_objects as go
@@ -40,11 +40,12 @@ def heads(
             or a pool or example asked of a ranking.
     """
     if hasattr(result, "scores"):
-        scores, title = _of_ranking(result, pool, example)
+        scores, title = _of_ranking(cast("Ranking", result), pool, example)
         unit = "score"
     else:
-        scores, title = _of_relevance(result, pool or "relu_token", example)
-        unit = f"relevance ({result.unit})"
+        relevance = cast("Relevance", result)
+        scores, title = _of_relevance(relevance, pool or "relu_token", example)
+        unit = f"relevance ({relevance.unit})"
     return _draw(scores, title, unit, limit)
 
 

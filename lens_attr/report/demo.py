@@ -89,10 +89,17 @@ def _sections(story: ModelStory) -> list[Section]:
     examples = [colour_key(), *map(_example, story.explanations), _refusals(story.refused)]
     summary = story.pruning.summary()
     return [
-        Section(story.name, f"Held by {story.backend}.", examples),
+        Section(story.name, _setting(story), examples),
         Section(f"{story.name}: heads", HEADS, [heads(story.ranking)], level=3),
         Section(f"{story.name}: pruning", pruned, [pruning(story.pruning), summary], level=3),
     ]
+
+
+def _setting(story: ModelStory) -> str:
+    results = (r for explanation in story.explanations for r in explanation.results.values())
+    token_only = any(r.metadata.get("embeddings") == "token" for r in results)
+    explained = " Explained here are the word embeddings without their positions."
+    return f"Held by {story.backend}.{explained if token_only else ''}"
 
 
 def _example(explanation: Explanation) -> Html:

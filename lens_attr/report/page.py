@@ -144,7 +144,7 @@ def _table(frame: pd.DataFrame) -> str:
 
 def _figure(figure: go.Figure) -> str:
     """A figure as data for the script at the end of the page; its title becomes a caption."""
-    drawing = json.loads(figure.to_json())
+    drawing = json.loads(str(figure.to_json()))
     layout = drawing["layout"]
     layout.pop("template", None)
     title = layout.pop("title", {}).get("text") or ""
