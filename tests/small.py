@@ -1,111 +1,80 @@
-"""Tiny random models of three families on every backend that is installed."""
+"""What the contract tests share: three families on every backend, and the world around a model."""
 
 from __future__ import annotations
 
-import atexit
-import shutil
-import tempfile
-from functools import cache
-from pathlib import Path
 from typing import Any
 
+import tiny
 import torch
-from tokenizers import Tokenizer, models, pre_tokenizers, processors
-from transformers import (
-    BertConfig,
-    BertForMaskedLM,
-    GPT2Config,
-    GPT2LMHeadModel,
-    LlamaConfig,
-    LlamaForCausalLM,
-    PreTrainedModel,
-    PreTrainedTokenizerFast,
-)
+from torch import Tensor
 
-import lens_attr as la
-from lens_attr.graph import backend_class
+from lens_attr.graph import resolve
 
-N_LAYERS, N_HEADS, D_MODEL, N_CTX, VOCAB = 2, 4, 32, 16, 40
-PAD, MASK = 3, 4
-
-HAS_HOOKED = backend_class("HookedTransformer") is not None
-BACKENDS = ["hooked", "bridge"] if HAS_HOOKED else ["bridge"]
-CAUSAL = [f"{family}-{backend}" for family in ("gpt2", "llama") for backend in BACKENDS]
+BACKENDS = tiny.BACKENDS
+GPT2 = [f"gpt2-{backend}" for backend in BACKENDS]
+CAUSAL = GPT2 + [f"llama-{backend}" for backend in BACKENDS]
 MASKED = [f"bert-{backend}" for backend in BACKENDS]
 EVERY = CAUSAL + MASKED
-GPT2 = [f"gpt2-{backend}" for backend in BACKENDS]
 
 
-def tokenizer(family: str) -> PreTrainedTokenizerFast:
-    """Words ``w5`` to ``w39``, split at spaces; BERT's adds [CLS] and [SEP] itself."""
-    masked = family == "bert"
-    first, last = ("[CLS]", "[SEP]") if masked else ("<s>", "</s>")
-    special = {"<unk>": 0, first: 1, last: 2, "<pad>": PAD, "[MASK]": MASK}
-    words = {f"w{i}": i for i in range(len(special), VOCAB)}
-    core = Tokenizer(models.WordLevel(special | words, unk_token="<unk>"))
-    core.pre_tokenizer = pre_tokenizers.WhitespaceSplit()
-    named = {"unk_token": "<unk>", "pad_token": "<pad>"}
-    if masked:
-        core.post_processor = processors.BertProcessing((last, 2), (first, 1))
-        named |= {"mask_token": "[MASK]", "cls_token": first, "sep_token": last}
-    else:
-        named |= {"bos_token": first, "eos_token": last}
-    return PreTrainedTokenizerFast(tokenizer_object=core, **named)
-
-
-def hugging_face(family: str) -> PreTrainedModel:
-    """The model with random weights, biases and norms included."""
-    sizes = {
-        "vocab_size": VOCAB,
-        "hidden_size": D_MODEL,
-        "intermediate_size": 48,
-        "num_hidden_layers": N_LAYERS,
-        "num_attention_heads": N_HEADS,
-        "max_position_embeddings": N_CTX,
-        "pad_token_id": PAD,
-    }
-    ends = {"bos_token_id": 1, "eos_token_id": 2}
-    torch.manual_seed(0)
-    if family == "gpt2":
-        shape = {"n_embd": D_MODEL, "n_layer": N_LAYERS, "n_head": N_HEADS}
-        context = {"n_positions": N_CTX, "n_ctx": N_CTX}
-        model = GPT2LMHeadModel(GPT2Config(vocab_size=VOCAB, **shape, **context, **ends))
-    elif family == "llama":
-        model = LlamaForCausalLM(LlamaConfig(**sizes, **ends, num_key_value_heads=2))
-    else:
-        model = BertForMaskedLM(BertConfig(**sizes))
-    with torch.no_grad():
-        for parameter in model.parameters():
-            if parameter.ndim > 1:
-                parameter.normal_(0, 0.3)
-            else:
-                parameter.add_(torch.randn_like(parameter) * 0.1)
-    return model.eval()
-
-
-@cache
-def directory(family: str) -> Path:
-    """A saved copy of the model, removed when the tests end."""
-    root = Path(tempfile.mkdtemp(prefix="small_"))
-    atexit.register(shutil.rmtree, root, ignore_errors=True)
-    hugging_face(family).save_pretrained(root)
-    tokenizer(family).save_pretrained(root)
-    return root
+def model(name: str, dtype: str = "float32") -> Any:
+    """The shared model called ``"gpt2-hooked"``, ``"llama-bridge"``, ..."""
+    return tiny.model(*name.split("-"), dtype)
 
 
 def fresh(name: str, dtype: str = "float32") -> Any:
-    """A model nobody else holds, to spoil: ``"gpt2-hooked"``, ``"llama-bridge"``, ..."""
-    family, _, backend = name.partition("-")
-    return la.load(directory(family), backend=backend, dtype=dtype, device="cpu")
-
-
-@cache
-def model(name: str, dtype: str = "float32") -> Any:
-    """The model that the tests share."""
-    return fresh(name, dtype)
+    """The same model, to spoil."""
+    return tiny.fresh(*name.split("-"), dtype)
 
 
 def text(name: str, words: str = "w5 w9 w12 w7") -> str:
-    """A prompt for this model: for BERT with a mask in it."""
+    """A prompt for this model: BERT's second word is the mask."""
     first, _, rest = words.partition(" ")
     return f"{first} [MASK] {rest}".strip() if name.startswith("bert") else words
+
+
+def run(model: Any, ids: Tensor, position: int = -1) -> tuple[Tensor, Tensor]:
+    """A forward of one's own: logit(w6) - logit(w8), and the token embedding as a leaf."""
+    leaves: list[Tensor] = []
+
+    def make_leaf(embedding: Tensor) -> Tensor:
+        leaves.append(embedding.detach().requires_grad_(torch.is_grad_enabled()))
+        return leaves[0]
+
+    (embed,) = resolve(model).points("embed")
+    undo = embed.on_forward(make_leaf)
+    try:
+        logits = model(ids)
+    finally:
+        undo()
+    return logits[0, position, 6] - logits[0, position, 8], leaves[0]
+
+
+HOOK_TABLES = ("_forward_hooks", "_forward_pre_hooks", "_backward_hooks", "_backward_pre_hooks")
+
+
+def world(model: Any) -> dict[str, Any]:
+    """Everything around a model that an explanation must leave alone."""
+    inner = getattr(model, "original_model", model)
+    everyone = [*model.modules(), *inner.modules(), *model.hook_dict.values()]
+    modules = list({id(module): module for module in everyone}.values())
+    parameters = [*model.parameters(), *inner.parameters()]
+    tokenizer = model.tokenizer
+    with torch.no_grad():
+        logits = model(torch.tensor([[5, 9, 12, 7], [8, 8, 30, 6]]))
+    return {
+        "torch hooks": [list(getattr(m, table).items()) for m in modules for table in HOOK_TABLES],
+        "hook points": [(list(h.fwd_hooks), list(h.bwd_hooks)) for h in model.hook_dict.values()],
+        "training": [module.training for module in modules],
+        "requires_grad": [parameter.requires_grad for parameter in parameters],
+        "gradients": [parameter.grad is not None for parameter in parameters],
+        "grad mode": (torch.is_grad_enabled(), torch.is_inference_mode_enabled()),
+        "random state": bytes(torch.get_rng_state().tolist()),
+        "configuration": repr(model.cfg),
+        "tokenizer": (
+            tokenizer.padding_side,
+            tokenizer.special_tokens_map,
+            tokenizer.vocab_size,
+        ),
+        "logits": logits.numpy().tobytes(),
+    }

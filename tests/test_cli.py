@@ -27,11 +27,6 @@ TEXT = "the keys near the old cabinet"
 PAIR = ["--target", " are", "--foil", " is"]
 ESCAPE = "\x1b["
 
-needs_demo_models = pytest.mark.skipif(
-    not all((path / "config.json").is_file() for path in DEMO_MODELS.values()),
-    reason="the demo models are not in this checkout",
-)
-
 
 def run(*arguments: str | Path) -> Result:
     return CliRunner().invoke(app, [str(argument) for argument in arguments])
@@ -232,7 +227,6 @@ def test_methods_lists_the_registry() -> None:
     assert all(row["name"] in shown and row["summary"] in shown for row in listed)
 
 
-@needs_demo_models
 @pytest.mark.usefixtures("fast_load")
 def test_check_shows_where_rules_act() -> None:
     shown = good("check", "demo-gpt2", "--rules", "gim")
@@ -242,7 +236,6 @@ def test_check_shows_where_rules_act() -> None:
     assert document["accepted"] and document["reasons"] == [] and document["coverage"]
 
 
-@needs_demo_models
 @pytest.mark.usefixtures("fast_load")
 def test_check_exits_with_1_when_refused() -> None:
     ran = run("check", "demo-bert", "--rules", "gim", "--backend", "bridge")
@@ -256,7 +249,6 @@ def test_check_exits_with_1_when_refused() -> None:
 # --- attribute and heads
 
 
-@needs_demo_models
 @pytest.mark.usefixtures("fast_load")
 def test_attribute_prints_the_target_the_text_and_the_top_tokens() -> None:
     shown = good("attribute", TEXT, *PAIR, "--method", "gim", "--method", "lrp", "--top", "3")
@@ -269,7 +261,6 @@ def test_attribute_prints_the_target_the_text_and_the_top_tokens() -> None:
     assert ESCAPE not in shown
 
 
-@needs_demo_models
 @pytest.mark.usefixtures("fast_load")
 def test_attribute_json_equals_the_python_api() -> None:
     document = json.loads(good("attribute", TEXT, *PAIR, "--method", "gim", "--json"))
@@ -286,13 +277,11 @@ def test_attribute_json_equals_the_python_api() -> None:
     assert document["metadata"]["gim"]["embeddings"] == "full"
 
 
-@needs_demo_models
 @pytest.mark.usefixtures("fast_load")
 def test_attribute_explains_the_top_logit_without_a_target() -> None:
     assert "top logit" in json.loads(good("attribute", TEXT, "--json"))["target"]
 
 
-@needs_demo_models
 @pytest.mark.usefixtures("fast_load")
 def test_attribute_passes_position_and_embeddings_on() -> None:
     options = ["--position", "2", "--embeddings", "token"]
@@ -302,7 +291,6 @@ def test_attribute_passes_position_and_embeddings_on() -> None:
     assert document["metadata"]["attnlrp"]["embeddings"] == "token"
 
 
-@needs_demo_models
 @pytest.mark.usefixtures("fast_load")
 def test_attribute_explains_the_mask_of_a_masked_model() -> None:
     text = "the keys near the old cabinet [MASK] here ."
@@ -311,7 +299,6 @@ def test_attribute_explains_the_mask_of_a_masked_model() -> None:
     assert document["tokens"][document["position"]] == "[MASK]"
 
 
-@needs_demo_models
 @pytest.mark.usefixtures("fast_load")
 def test_attribute_saves_and_writes_a_page(tmp_path: Path) -> None:
     page, one, two = tmp_path / "a" / "page.html", tmp_path / "one", tmp_path / "two"
@@ -324,7 +311,6 @@ def test_attribute_saves_and_writes_a_page(tmp_path: Path) -> None:
     assert la.Relevance.load(two / "lrp").method == "lrp"
 
 
-@needs_demo_models
 @pytest.mark.usefixtures("fast_load")
 def test_heads_ranks_most_relevant_first(tmp_path: Path) -> None:
     shown = good("heads", TEXT, *PAIR, "--top", "3", "--html", tmp_path / "heads.html")
@@ -339,7 +325,6 @@ def test_heads_ranks_most_relevant_first(tmp_path: Path) -> None:
 # --- prune
 
 
-@needs_demo_models
 @pytest.mark.usefixtures("fast_load")
 def test_prune_writes_curves_and_prints_the_summary(tmp_path: Path) -> None:
     sizes = ["--n", "12", "--n-rank", "8", "--seeds", "2"]
@@ -351,7 +336,6 @@ def test_prune_writes_curves_and_prints_the_summary(tmp_path: Path) -> None:
     assert "Ranked on 8 samples of sva, measured on 12 others." in markup
 
 
-@needs_demo_models
 @pytest.mark.usefixtures("fast_load")
 def test_prune_reads_data_and_prints_json(tmp_path: Path) -> None:
     data = tmp_path / "mine.jsonl"
@@ -415,7 +399,6 @@ def test_ranking_and_pruning_share_no_text() -> None:
 # --- demo
 
 
-@needs_demo_models
 @pytest.mark.usefixtures("fast_load")
 @pytest.mark.slow
 def test_demo_writes_one_page_about_every_model(tmp_path: Path) -> None:
@@ -428,7 +411,6 @@ def test_demo_writes_one_page_about_every_model(tmp_path: Path) -> None:
     assert "http-equiv" in markup and 'src="http' not in markup
 
 
-@needs_demo_models
 @pytest.mark.usefixtures("fast_load")
 def test_demo_says_why_a_method_is_refused() -> None:
     from lens_attr.cli.demo_data import tell

@@ -11,6 +11,7 @@ from functools import cache
 
 import pytest
 import torch
+
 from lens_attr.demo import DEMO_MODELS, TASKS, generate, words
 from lens_attr.demo.evaluate import Score, encode, first_token, load, score
 from lens_attr.demo.grammar import is_heldout
@@ -59,7 +60,9 @@ def test_generation_does_not_depend_on_the_process():
     """Pinned texts: a changed generator silently moves held-out combinations into training."""
     texts = [generate(task, 1, seed=0)[0].text for task in TASKS]
     assert texts == [
-        "PINNED",
+        "your actress that saw the child",
+        "at noon , our duchesses who loved the small nun saved",
+        "the mirror is in the station . the bell is in the office . Q where is the mirror A",
     ]
 
 

@@ -25,7 +25,7 @@ from lens_attr.attribution.gradients import (
 from lens_attr.attribution.registry import method as method_named
 from lens_attr.attribution.relevance import Relevance
 from lens_attr.errors import InputError, Notice
-from lens_attr.graph import ModelGraph, resolve
+from lens_attr.graph import VALUE_BIASES_FOLDED, ModelGraph, resolve
 from lens_attr.graph.tokens import Text, TokenBatch, str_tokens, tokenize
 from lens_attr.rules import RuleSet
 from lens_attr.targets import Resolved, Target, TopLogit
@@ -89,7 +89,11 @@ def attribute(
         _widen(explain(graph, chunk, aimed, options), columns, batch.token_ids.shape[1])
         for chunk, aimed, columns in _chunks(batch, resolved, batch_size, bool(record), progress)
     ]
-    notices = [*resolved.notices, *_degenerate(graph, options, parts[0])]
+    notices = [
+        *resolved.notices,
+        *_degenerate(graph, options, parts[0]),
+        *_processed(graph),
+    ]
     for notice in notices:
         warnings.warn(notice, Notice, stacklevel=2)
     return _assemble(graph, batch, resolved, parts, method, options, notices)
@@ -145,6 +149,16 @@ def _degenerate(graph: ModelGraph, options: GradientOptions, part: Explained) ->
         "the embeddings pass a LayerNorm first, which does not change when they are scaled: with "
         "its true gradient the relevance of the full embedding is zero up to rounding. Use "
         'embeddings="token", a baseline, or a method that freezes norms (lrp, attnlrp).'
+    ]
+
+
+def _processed(graph: ModelGraph) -> list[str]:
+    """Folding a value bias into b_O moves it out of z, where head relevance is read."""
+    if VALUE_BIASES_FOLDED not in graph.processing():
+        return []
+    return [
+        "the value biases of this model are folded into b_O: its head relevance differs from that "
+        "of the raw weights (its token relevance does not). Load it with la.load to compare."
     ]
 
 

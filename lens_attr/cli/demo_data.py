@@ -2,7 +2,11 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Any
+
+import torch
 
 import lens_attr as la
 from lens_attr.attribution.relevance import Relevance
@@ -22,6 +26,18 @@ EMBEDDINGS: dict[str, Embeddings] = {"demo-bert": "token"}
 """BERT normalises its embeddings first, so gradient x input of whole ones is zero by design."""
 
 
+@contextmanager
+def one_thread() -> Iterator[None]:
+    """Models this small wait for threads longer than they compute."""
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(threads)
+
+
+@one_thread()
 def tell(name: str, backend: Backend, n: int, seeds: int) -> ModelStory:
     """Everything the page says about one model.
 

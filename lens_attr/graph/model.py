@@ -320,12 +320,36 @@ class ModelGraph:
             "dtype": str(self.dtype).removeprefix("torch."),
             "n_layers": self.n_layers,
             "n_heads": self.n_heads,
-            "weights": self.processing(),
+            "weight_processing": self.processing(),
         }
 
-    def processing(self) -> str:
-        """``"raw"``, or which weight processing was detected (head relevance depends on it)."""
+    def processing(self) -> list[str]:
+        """Which weight processing of TransformerLens this model went through; [] for raw weights.
+
+        Read off the weights themselves, since TransformerLens keeps no record of it.
+        """
+        raw_bridge = self.backend == "TransformerBridge" and not getattr(
+            self.model, "compatibility_mode", False
+        )
+        if raw_bridge or self.backend == "HookedEncoder":
+            return []
         folded = str(self.cfg.normalization_type).endswith("Pre")
-        if folded or getattr(self.cfg, "layer_norm_folding", False):
-            return "processed (layer norm folded)"
-        return "raw"
+        found = {
+            "layer norm folded": folded or getattr(self.cfg, "layer_norm_folding", False),
+            "writing weights centred": _centred(self.model.W_E[:64]),
+            "unembedding centred": _centred(self.model.W_U[:16]),
+            VALUE_BIASES_FOLDED: _folded_away(self.model.b_V, self.model.b_O),
+        }
+        return [name for name, holds in found.items() if holds]
+
+
+VALUE_BIASES_FOLDED = "value biases folded"
+
+
+def _centred(rows: Tensor) -> bool:
+    rows = rows.detach().double()
+    return bool(rows.mean(dim=-1).abs().max() < 1e-5 * rows.abs().mean())
+
+
+def _folded_away(value_biases: Tensor, output_biases: Tensor) -> bool:
+    return bool((value_biases == 0).all()) and bool((output_biases != 0).any())

@@ -19,6 +19,8 @@ Measure = Literal["accuracy", "logit_diff"]
 
 _BAND = "rgba(138, 143, 152, 0.25)"
 _SYMBOLS = ("circle", "diamond", "square", "triangle-up", "x", "cross", "star", "hexagon")
+_DASHES = ("solid", "9px,4px", "4px,3px", "12px,3px,3px,3px")
+"""Later curves lie on earlier ones and let them show through."""
 _MOST_MARKED = 40
 _AXIS = {
     "accuracy": "accuracy (answer above foil)",
@@ -70,7 +72,7 @@ def _add_curve(fig: go.Figure, curve: PruningCurve, y: Measure, i: int) -> None:
         y=getattr(curve, y),
         name=f"{curve.method} (area {curve.area:.2f})",
         mode="lines+markers" if few else "lines",
-        line={"color": LINES[i % len(LINES)], "width": 2.5},
+        line={"color": LINES[i % len(LINES)], "width": 2.5, "dash": _DASHES[i % len(_DASHES)]},
         marker={"symbol": _SYMBOLS[i % len(_SYMBOLS)], "size": 7},
         customdata=removed,
         hovertemplate=f"%{{y:{_digits(y)}}}, %{{customdata}}",
@@ -89,7 +91,7 @@ def _add_random(fig: go.Figure, random: Sequence[PruningCurve], y: Measure) -> N
         y=heights.mean(axis=0),
         name=f"random, mean of {len(random)} (area {area:.2f})",
         mode="lines",
-        line={"color": RANDOM, "width": 2, "dash": "dash"},
+        line={"color": RANDOM, "width": 2, "dash": "dot"},
         legendrank=2000,
         hovertemplate=f"%{{y:{_digits(y)}}}",
     )

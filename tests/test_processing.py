@@ -1,0 +1,78 @@
+"""Which relevance depends on the weight processing a user's model went through.
+
+TransformerLens folds and centres weights by default; the model computes the same (up to softmax),
+but activations and weights are others. The table says what may be compared across such models.
+"""
+
+from __future__ import annotations
+
+import warnings
+
+import pytest
+import tiny
+import torch
+from precision import Float64Throughout
+
+import lens_attr as la
+from lens_attr.graph import resolve
+
+PROCESSING = ("fold_ln", "center_writing_weights", "center_unembed", "fold_value_biases")
+DETECTED = {
+    "fold_ln": "layer norm folded",
+    "center_writing_weights": "writing weights centred",
+    "center_unembed": "unembedding centred",
+    "fold_value_biases": "value biases folded",
+}
+HEADS_CHANGE = {"fold_value_biases"}
+"""Everything else is invariant: tokens under all of them, heads under all but this one."""
+
+METHODS = ("gradient_x_input", "lrp", "attnlrp", "gim", "relp")
+IDS = torch.tensor([[1, 7, 9, 12, 30, 8]])
+TARGET = la.LogitDiff(12, 13)
+
+pytestmark = pytest.mark.skipif(
+    tiny.BACKENDS == ["bridge"], reason="HookedTransformer was removed in transformer-lens 4"
+)
+
+
+def processed(step: str):
+    """A GPT-2 in float64 to which one step was applied."""
+    with Float64Throughout(), warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        model = tiny.fresh("gpt2", "hooked", tiny.EXACT)
+        model.process_weights_(**{name: name == step for name in PROCESSING})
+    return model
+
+
+def explain(model, method: str):
+    with Float64Throughout(), warnings.catch_warnings():
+        warnings.simplefilter("ignore", la.Notice)
+        return la.attribute(model, IDS, TARGET, method)
+
+
+def same(a: torch.Tensor, b: torch.Tensor) -> bool:
+    return bool((a - b).abs().max() < 1e-5 * b.abs().max())
+
+
+@pytest.mark.parametrize("step", PROCESSING)
+@pytest.mark.parametrize("method", METHODS)
+def test_invariance_to_weight_processing(method: str, step: str) -> None:
+    raw, other = explain(processed(""), method), explain(processed(step), method)
+    assert same(other.target_value, raw.target_value)
+    assert same(other.tokens, raw.tokens)
+    assert same(other.head_tokens, raw.head_tokens) == (step not in HEADS_CHANGE)
+
+
+@pytest.mark.parametrize("step", PROCESSING)
+def test_processing_is_detected_and_stored(step: str) -> None:
+    assert resolve(processed(step)).processing() == [DETECTED[step]]
+    assert explain(processed(step), "lrp").metadata["model"]["weight_processing"]
+
+
+def test_raw_weights_are_called_raw() -> None:
+    assert resolve(processed("")).processing() == []
+
+
+def test_folded_value_biases_come_with_a_notice_about_heads() -> None:
+    with pytest.warns(la.Notice, match="value biases"):
+        la.attribute(processed("fold_value_biases"), IDS, TARGET, "lrp")
