@@ -11,7 +11,7 @@ import importlib
 from typing import Any
 
 
-def figure_of(kind: str, result: Any, **options: Any) -> Any:
+def figure_of(kind: str, result: Any, /, **options: Any) -> Any:
     """The plotly figure that ``lens_attr.plots.<kind>(result, **options)`` draws."""
     plots = importlib.import_module("lens_attr.plots")
     return getattr(plots, kind)(result, **options)

@@ -67,9 +67,15 @@ BAD_TEXT = {
 
 BAD_TARGET = {
     "a bare string": (lambda: " w6", r"write la\.Logit\(' w6'\)"),
-    "several tokens": (lambda: la.Logit(" w6 w7"), r"2 tokens \('w6' \+ 'w7'\).*first piece's id \(6\)"),
+    "several tokens": (
+        lambda: la.Logit(" w6 w7"),
+        r"2 tokens \('w6' \+ 'w7'\).*first piece's id \(6\)",
+    ),
     "log-prob of several": (lambda: la.LogProb(" w6 w7"), "2 tokens"),
-    "foil starts alike": (lambda: la.LogitDiff(" w6 w7", " w6 w8"), "both start with.*'w6'.*append"),
+    "foil starts alike": (
+        lambda: la.LogitDiff(" w6 w7", " w6 w8"),
+        "both start with.*'w6'.*append",
+    ),
     "foil is the target": (lambda: la.LogitDiff(6, 6), "both start with"),
     "merges with the text": (lambda: la.Logit("w6"), "Put the space in the target"),
     "empty string": (lambda: la.Logit(""), "target string is empty"),
@@ -79,7 +85,10 @@ BAD_TARGET = {
     "bool": (lambda: la.Logit(True), "string or a token id, got bool"),
     "list of float": (lambda: la.Logit([3.5]), "string or a token id"),  # type: ignore[list-item]
     "list of bool": (lambda: la.Logit([True]), "string or a token id"),
-    "two for one text": (lambda: la.Logit([6, 7]), "2 targets for 1 examples: give one for all, or one"),
+    "two for one text": (
+        lambda: la.Logit([6, 7]),
+        "2 targets for 1 examples: give one for all, or one",
+    ),
     "two foils for one": (lambda: la.LogitDiff(6, [7, 8]), "2 foils for 1 examples"),
     "position too large": (lambda: at(9), "position 9 of example 0 is out of range.*4 tokens"),
     "position too small": (lambda: at(-9), "position -9 of example 0 is out of range"),
@@ -241,7 +250,9 @@ def test_compare_refuses_two_methods_of_one_name() -> None:
 
 
 @pytest.mark.parametrize(
-    "bad", [None, "gpt2", torch.nn.Linear(2, 2), tiny.hugging_face("gpt2")], ids=lambda m: type(m).__name__
+    "bad",
+    [None, "gpt2", torch.nn.Linear(2, 2), tiny.hugging_face("gpt2")],
+    ids=lambda m: type(m).__name__,
 )
 def test_not_a_transformer_lens_model(bad: Any) -> None:
     with refused(rf"got {type(bad).__name__}\. Load one with la\.load"):
@@ -475,9 +486,7 @@ def test_saving_into_a_file(relevance: la.Relevance, tmp_path: Path) -> None:
 
 def test_every_public_error_is_a_lens_attr_error() -> None:
     public = [getattr(la, name) for name in la.__all__ if name.endswith("Error")]
-    defined = [
-        e for e in vars(errors).values() if isinstance(e, type) and issubclass(e, Exception)
-    ]
+    defined = [e for e in vars(errors).values() if isinstance(e, type) and issubclass(e, Exception)]
     raised = [e for e in defined if not issubclass(e, Warning)]
     assert set(public) == set(raised)
     assert all(issubclass(error, la.LensAttrError) for error in raised)

@@ -15,7 +15,7 @@ from lens_attr.graph import resolve
 
 TEXTS = ["w5 w9 w12 w7", "w30 w31", "w8 w7 w6 w5 w11"]
 PAIR = la.LogitDiff(" w6", " w8")
-N_LAYERS, N_HEADS, D_MODEL, D_HEAD, D_MLP = 2, 4, 32, 8, 48
+N_LAYERS, N_HEADS, D_MODEL, D_HEAD = 2, 4, 32, 8
 
 every_model = pytest.mark.parametrize("name", small.EVERY)
 causal_models = pytest.mark.parametrize("name", small.CAUSAL)
@@ -57,8 +57,8 @@ SHAPES = {
     "residual": (N_LAYERS + 1, "pos"),
     "z": (N_LAYERS, "pos", N_HEADS, D_HEAD),
     "q": (N_LAYERS, "pos", N_HEADS, D_HEAD),
-    "neurons": (N_LAYERS, "pos", D_MLP),
-    "mlp_post": (N_LAYERS, "pos", D_MLP),
+    "neurons": (N_LAYERS, "pos", "mlp"),
+    "mlp_post": (N_LAYERS, "pos", "mlp"),
     "mlp_out": (N_LAYERS, "pos", D_MODEL),
     "attn_out": (N_LAYERS, "pos", D_MODEL),
     "pattern": (N_LAYERS, N_HEADS, "pos", "pos"),
@@ -70,8 +70,8 @@ SHAPES = {
 @pytest.mark.parametrize("role", SHAPES)
 def test_shape_of_records(name: str, role: str) -> None:
     r = explain(name, record=[role])
-    length = r.tokens.shape[1]
-    expected = [length if axis == "pos" else axis for axis in SHAPES[role]]
+    sizes = {"pos": r.tokens.shape[1], "mlp": small.model(name).cfg.d_mlp}
+    expected = [sizes.get(axis, axis) for axis in SHAPES[role]]
     assert list(r.records) == [role]
     assert list(r.records[role].shape) == [3, *expected]
 
@@ -287,7 +287,9 @@ def test_saving_one_example_and_saving_again(name: str, tmp_path: Any) -> None:
 @gpt2_models
 def test_text_that_is_not_ascii_survives(name: str, tmp_path: Any) -> None:
     r = explain(name)
-    renamed = la.Relevance(**vars(r) | {"str_tokens": [["żółw", " 日本", "\u2028", '"\\', "", "😀"]] * 3})
+    renamed = la.Relevance(
+        **vars(r) | {"str_tokens": [["żółw", " 日本", "\u2028", '"\\', "", "😀"]] * 3}
+    )
     assert la.Relevance.load(renamed.save(tmp_path)).str_tokens == renamed.str_tokens
 
 

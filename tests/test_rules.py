@@ -115,9 +115,7 @@ def test_every_hook_point_matters_in_every_family(case: tuple[str, str]) -> None
 
 
 @pytest.mark.parametrize("preset", WITH_RULES)
-@pytest.mark.parametrize(
-    "case", [*BOTH, ("bert", tiny.BACKENDS[0])], ids=tiny.case_id
-)
+@pytest.mark.parametrize("case", [*BOTH, ("bert", tiny.BACKENDS[0])], ids=tiny.case_id)
 def test_a_hook_that_never_fires_is_an_error(
     case: tuple[str, str], preset: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -415,9 +413,9 @@ def off_by(got: Tensor, want: Tensor, grad: Tensor) -> float:
     """Largest error in a row, in units of the dtype's precision at the row's gradient."""
     assert got.isfinite().all()
     size = grad.double().abs().amax(dim=-1).clamp_min(1e-300)
-    return float(((got.double() - want).abs().amax(dim=-1) / size).max()) / torch.finfo(
-        got.dtype
-    ).eps
+    return (
+        float(((got.double() - want).abs().amax(dim=-1) / size).max()) / torch.finfo(got.dtype).eps
+    )
 
 
 def rows(gap: float, dtype: torch.dtype) -> tuple[Tensor, Tensor]:

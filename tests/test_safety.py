@@ -6,7 +6,7 @@ import itertools
 import re
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager, nullcontext
+from contextlib import contextmanager
 from typing import Any
 
 import pytest
@@ -173,9 +173,7 @@ def test_works_in_every_grad_mode(name: str, mode: Callable[[], Any]) -> None:
         found = explain(name)
         ids = expected.token_ids.clone()
         mask = torch.ones_like(ids)
-        from_ids = la.attribute(
-            small.model(name), ids, la.LogitDiff(6, 8), attention_mask=mask
-        )
+        from_ids = la.attribute(small.model(name), ids, la.LogitDiff(6, 8), attention_mask=mask)
     assert torch.equal(found.tokens, expected.tokens)
     assert torch.equal(from_ids.tokens, expected.tokens)
 
@@ -218,9 +216,7 @@ def test_one_forward_and_one_backward_per_batch(
     }
     with model.hooks(**hooks):
         texts = [small.text(name)] * 5
-        la.attribute(
-            model, texts, TARGET, record=record, batch_size=batch_size, progress=False
-        )
+        la.attribute(model, texts, TARGET, record=record, batch_size=batch_size, progress=False)
     assert passes == ["forward", "backward"] * batches
 
 
@@ -342,9 +338,7 @@ def test_a_context_modifies_the_backward_inside_only(name: str) -> None:
         inside = gradient_on(model, la.rules.attnlrp())
     assert torch.equal(gradient(model), before)
     assert not torch.allclose(inside, before)
-    explained = la.attribute(
-        model, IDS, la.LogitDiff(6, 8, position=3), embeddings="token"
-    )
+    explained = la.attribute(model, IDS, la.LogitDiff(6, 8, position=3), embeddings="token")
     (embed,) = resolve(model).points("embed")
     embedding = small.run(model, IDS)[1]
     torch.testing.assert_close((inside * embedding).sum(-1), explained.tokens)

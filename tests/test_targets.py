@@ -61,9 +61,7 @@ SPECS = {
     "tensor": (torch.full((3,), A), torch.full((3,), B)),
 }
 
-every_target = pytest.mark.parametrize(
-    ("make", "by_hand"), TARGETS.values(), ids=list(TARGETS)
-)
+every_target = pytest.mark.parametrize(("make", "by_hand"), TARGETS.values(), ids=list(TARGETS))
 
 
 # ------------------------------------------------------------------------- values by hand

@@ -93,7 +93,18 @@ CONFIGS: dict[str, tuple[str, dict[str, Any]]] = {
 }
 """Name of the Hugging Face configuration class (without ``Config``), and its settings."""
 
-FAMILIES = ["gpt2", "llama", "qwen2", "qwen3", "gemma2", "gemma3", "mistral", "phi3", "neox", "bert"]
+FAMILIES = [
+    "gpt2",
+    "llama",
+    "qwen2",
+    "qwen3",
+    "gemma2",
+    "gemma3",
+    "mistral",
+    "phi3",
+    "neox",
+    "bert",
+]
 DELEGATED = ["gptj", "neo", "opt"]
 """On the Bridge their attention runs in Hugging Face code, outside the hooks."""
 

@@ -130,14 +130,15 @@ class PruningComparison:
         random mean + 2 standard deviations.
         """
         areas = self.random_areas
+        spread = float(areas.std(ddof=1)) if len(areas) > 1 else 0.0
         rows = []
         for curve in self.curves:
             row: dict[str, Any] = {"method": curve.method, "area": curve.area, "n": curve.n}
             if len(areas):
-                bar = max(areas.max(), areas.mean() + 2 * areas.std(ddof=1))
+                bar = max(areas.max(), areas.mean() + 2 * spread)
                 row |= {
                     "random_mean": areas.mean(),
-                    "random_std": areas.std(ddof=1),
+                    "random_std": spread,
                     "random_best": areas.max(),
                     "above_random": bool(curve.area > bar),
                 }

@@ -19,7 +19,7 @@ from lens_attr.types import Sample
 
 METHODS = ("gradient_x_input", "lrp", "attnlrp", "gim")
 SHOWN_RANKING = "attnlrp"
-PRUNED_TASK = "sva"
+PRUNED_TASK = "all"
 RANKING_SEED, PRUNING_SEED, SHOWN_SEED = 0, 1, 2
 CANDIDATES = 20
 EMBEDDINGS: dict[str, Embeddings] = {"demo-bert": "token"}

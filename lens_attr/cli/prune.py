@@ -18,11 +18,11 @@ if TYPE_CHECKING:
 RANKING_SEED, PRUNING_SEED = 0, 1
 
 TaskOption = Annotated[
-    Literal["sva", "ra", "qa"] | None,
+    Literal["sva", "ra", "qa", "all"] | None,
     typer.Option(
         "--task",
-        help="Sentences made by the built-in generator: subject-verb agreement, reflexives, or "
-        "questions.",
+        help="Sentences made by the built-in generator: subject-verb agreement, reflexives, "
+        "questions, or all of them.",
         show_default=False,
     ),
 ]

@@ -41,7 +41,7 @@ tags: [demo, attribution, synthetic]
 
 # {name}
 
-{description}, 4 layers of 6 heads, made for demonstrating and testing attribution
+{description}, 4 layers of {heads} heads, made for demonstrating and testing attribution
 methods in `lens_attr`. It knows three tasks on a small artificial language and nothing else.
 
 | task | prompt | answer | foil | the words that decide |
@@ -61,7 +61,13 @@ sentences are joined until they fill the context, so that late positions are tra
 `qa` text is asked about all of its facts.
 {objective}; loss = mean over the answer tokens + {rest} x mean over the other predicted tokens.
 AdamW, {steps} steps of about {tokens} tokens, peak learning rate {rate:g} with warm-up and cosine
-decay, no dropout, float32. Generator and seeds were fixed before any attribution was computed.
+decay, no dropout, float32, initial weights of standard deviation {init}. Generator and seeds were
+fixed before any attribution was computed.
+
+The lookup of `qa` was deeply supervised: from the stream after layer {hint_layer}, a linear probe
+(thrown away afterwards) had to read which object a place in a fact, or the question's answer
+position, is about; weight {hint}. So layer {hint_layer} knows the object there by design, which
+matters when attributions of `qa` are read layer by layer.
 
 ```
 python -m lens_attr.demo.train --model {name} --out DIR

@@ -29,6 +29,7 @@ Span = tuple[int, int]
 Combination = tuple[str, str, str]
 
 TASKS = ("sva", "ra", "qa")
+ALL_TASKS = "all"
 ATTRACTORS = ("none", "pp", "rc")
 NO_NOUN = "-"
 HELDOUT_ONE_IN = 10
@@ -50,7 +51,7 @@ def generate(
     large ``n`` may repeat a text.
 
     Args:
-        task: ``"sva"``, ``"ra"`` or ``"qa"``.
+        task: ``"sva"``, ``"ra"`` or ``"qa"``; ``"all"`` takes them in turn.
         n: how many samples.
         seed: which samples.
         split: ``"heldout"`` samples use a combination (noun, verb, attractor; in qa: object,
@@ -63,6 +64,8 @@ def generate(
     Raises:
         InputError: an argument is unknown or negative.
     """
+    if task == ALL_TASKS:
+        return _interleaved(n, seed, split, attractor)
     kinds = _check(task, n, split, attractor)
     rng = random.Random(f"{task}/{split}/{attractor}/{seed}")
     source = f"lens_attr generator, split {split}, seed {seed}"
@@ -72,6 +75,11 @@ def generate(
         if _belongs(task, draft.combinations, split):
             samples.append(draft.sample(task, source))
     return samples
+
+
+def _interleaved(n: int, seed: int, split: Split, attractor: str | None) -> list[Sample]:
+    each = [generate(task, -(-n // len(TASKS)), seed, split, attractor) for task in TASKS]
+    return [sample for turn in zip(*each, strict=True) for sample in turn][:n]
 
 
 def is_heldout(task: str, combination: Combination) -> bool:

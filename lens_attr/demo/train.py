@@ -102,7 +102,7 @@ def _llama(tokenizer: PreTrainedTokenizerFast) -> PreTrainedModel:
         hidden_size=96,
         intermediate_size=256,
         num_hidden_layers=4,
-        num_attention_heads=6,
+        num_attention_heads=8,
         num_key_value_heads=2,
         tie_word_embeddings=False,
         bos_token_id=tokenizer.bos_token_id,
@@ -119,7 +119,7 @@ def _bert(tokenizer: PreTrainedTokenizerFast) -> PreTrainedModel:
         hidden_size=96,
         intermediate_size=384,
         num_hidden_layers=4,
-        num_attention_heads=6,
+        num_attention_heads=8,
         hidden_dropout_prob=0.0,
         attention_probs_dropout_prob=0.0,
         pad_token_id=tokenizer.pad_token_id,
@@ -130,7 +130,7 @@ def _bert(tokenizer: PreTrainedTokenizerFast) -> PreTrainedModel:
 RECIPES = {
     "demo-gpt2": Recipe(_gpt2, steps=3000, learning_rate=2e-3),
     "demo-llama": Recipe(_llama, steps=3000, learning_rate=2e-3),
-    "demo-bert": Recipe(_bert, steps=3000, learning_rate=1e-3),
+    "demo-bert": Recipe(_bert, steps=6500, learning_rate=6e-4),
 }
 
 
@@ -143,7 +143,7 @@ def train(name: str, directory: Path) -> None:
     documents = _documents(tokenizer, random.Random(SEED))
     _fit(model, tokenizer, documents, recipe)
     _save(model, tokenizer, directory)
-    write_card(directory, evaluate(*load(directory)), _card_facts(recipe, tokenizer))
+    write_card(directory, evaluate(*load(directory)), _card_facts(recipe, model, tokenizer))
 
 
 def _make_deterministic() -> None:
@@ -414,8 +414,14 @@ def _save(model: PreTrainedModel, tokenizer: PreTrainedTokenizerFast, directory:
     path.write_text(json.dumps(settings, indent=2, sort_keys=True) + "\n")
 
 
-def _card_facts(recipe: Recipe, tokenizer: PreTrainedTokenizerFast) -> dict[str, object]:
+def _card_facts(
+    recipe: Recipe, model: PreTrainedModel, tokenizer: PreTrainedTokenizerFast
+) -> dict[str, object]:
     return {
+        "heads": model.config.num_attention_heads,
+        "init": INIT_STD,
+        "hint": HINT_WEIGHT,
+        "hint_layer": HINT_LAYER,
         "context": CONTEXT_LENGTH,
         "vocabulary": len(tokenizer),
         "nouns": len(NOUNS),

@@ -80,10 +80,9 @@ def _dtype(dtype: str | torch.dtype) -> torch.dtype:
 
 
 def _local_path(name: str | Path) -> Path | None:
-    if str(name) in DEMO_MODELS:
-        return DEMO_MODELS[str(name)]
-    path = Path(name).expanduser()
-    if not path.is_dir():
+    demo = DEMO_MODELS.get(str(name))
+    path = demo or Path(name).expanduser()
+    if demo is None and not path.is_dir():
         return None
     if not (path / "config.json").is_file():
         raise InputError(f"{path} holds no config.json: it is not a Hugging Face model directory.")
@@ -141,6 +140,7 @@ def _load_hooked_directory(path: Path, dtype: torch.dtype, device: str) -> Any:
                 neutral, hf_cfg=hf_config.to_dict(), dtype=dtype, device=device
             )
         )
+        cfg.model_name = path.name
         cfg.n_ctx = min(cfg.n_ctx, getattr(hf_config, "max_position_embeddings", cfg.n_ctx))
         source = _with_pretraining_heads(hf_model) if masked else hf_model
         weights = loading.get_pretrained_state_dict(neutral, cfg, source, dtype=dtype)

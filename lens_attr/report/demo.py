@@ -67,7 +67,7 @@ PRUNING = """
 Attention heads are removed one at a time, the least relevant first. A good ranking keeps the
 model accurate for longer than a random order does; the area under the curve sums that up. Heads
 were ranked on {n_rank} samples, and the accuracy is measured on {n} other samples that played no
-part in the ranking (task {task}).
+part in the ranking ({task}).
 """
 
 HEADS = """
@@ -85,7 +85,8 @@ def demo_page(stories: Sequence[ModelStory], footer: str = "") -> Page:
 
 def _sections(story: ModelStory) -> list[Section]:
     n = story.pruning.curves[0].n
-    pruned = PRUNING.format(n_rank=story.n_rank, n=n, task=story.task)
+    task = "all three tasks" if story.task == "all" else f"task {story.task}"
+    pruned = PRUNING.format(n_rank=story.n_rank, n=n, task=task)
     examples = [colour_key(), *map(_example, story.explanations), _refusals(story.refused)]
     summary = story.pruning.summary()
     return [
