@@ -5,6 +5,7 @@ from __future__ import annotations
 import importlib.metadata
 import warnings
 from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import replace
 from typing import Any
 
 import torch
@@ -21,14 +22,18 @@ from lens_attr.attribution.gradients import (
     Explained,
     GradientOptions,
     explain,
+    refuse_misfit,
 )
 from lens_attr.attribution.registry import method as method_named
 from lens_attr.attribution.relevance import Relevance
-from lens_attr.errors import InputError, Notice
+from lens_attr.errors import InputError, Notice, UnsupportedModelError
 from lens_attr.graph import VALUE_BIASES_FOLDED, ModelGraph, resolve
 from lens_attr.graph.tokens import Text, TokenBatch, str_tokens, tokenize
 from lens_attr.rules import RuleSet
 from lens_attr.targets import Resolved, Target, TopLogit
+
+COMPARED = ("gradient_x_input", "lrp", "attnlrp", "gim")
+"""What `compare` compares unless told otherwise."""
 
 
 def attribute(
@@ -85,10 +90,10 @@ def attribute(
     batch = batch.rows([0] * target.copies(batch)) if target.copies(batch) != 1 else batch
     resolved = target.resolve(graph, batch)
     options = GradientOptions(rules, embeddings, baseline, record)
-    parts = [
-        _widen(explain(graph, chunk, aimed, options), columns, batch.token_ids.shape[1])
-        for chunk, aimed, columns in _chunks(batch, resolved, batch_size, bool(record), progress)
-    ]
+    refuse_misfit(graph, baseline, batch)
+    keep_width = bool(record) or resolved.full is not None or isinstance(baseline, Tensor)
+    rows = _row_groups(len(batch), batch_size, progress)
+    parts = [_explain_rows(graph, batch, resolved, options, index, keep_width) for index in rows]
     notices = [
         *resolved.notices,
         *_degenerate(graph, options, parts[0]),
@@ -103,20 +108,33 @@ def compare(
     model: Any,
     text: Text,
     target: Target | None = None,
-    methods: Sequence[str | RuleSet] = ("gradient_x_input", "lrp", "attnlrp", "gim"),
+    methods: Sequence[str | RuleSet] | None = None,
     **options: Any,
 ) -> Comparison:
     """The same prediction explained by several methods: one table, one figure.
 
     Args:
         model: as in `attribute`, as ``text``, ``target`` and ``options``.
-        methods: names, or rule sets (called by their name).
+        methods: names, or rule sets (called by their name); default: `COMPARED`, without those
+            that this model cannot be explained by, which a notice names.
+
+    Raises:
+        InputError: no methods, or two of the same name.
+        UnsupportedModelError: a method you named cannot explain this model.
     """
-    if not methods:
-        raise InputError("methods is empty: name at least one, see la.methods().")
-    names = [method if isinstance(method, str) else method.name for method in methods]
-    pairs = zip(names, methods, strict=True)
-    return Comparison({n: attribute(model, text, target, m, **options) for n, m in pairs})
+    chosen = COMPARED if methods is None else methods
+    names = [method if isinstance(method, str) else method.name for method in chosen]
+    if not names or len(set(names)) < len(names):
+        raise InputError(f"methods must be one or more of different names, got {names}.")
+    results = {}
+    for name, method in zip(names, chosen, strict=True):
+        try:
+            results[name] = attribute(model, text, target, method, **options)
+        except UnsupportedModelError as error:
+            if methods is not None:
+                raise
+            warnings.warn(f"{name} is left out: {error}", Notice, stacklevel=2)
+    return Comparison(results)
 
 
 def _check_options(target: Any, embeddings: str, batch_size: int | None) -> None:
@@ -162,28 +180,33 @@ def _processed(graph: ModelGraph) -> list[str]:
     ]
 
 
-Chunk = tuple[TokenBatch, Resolved, Int[Tensor, " columns"]]
-
-
-def _chunks(
-    batch: TokenBatch,
-    target: Resolved,
-    size: int | None,
-    keep_width: bool,
-    progress: bool | None,
-) -> Iterator[Chunk]:
-    """Rows ``size`` at a time, without the columns that are padding in all of them."""
-    starts: Iterable[int] = range(0, len(batch), size or len(batch))
-    if progress or (progress is None and size is not None and len(batch) > size):
+def _row_groups(n: int, size: int | None, progress: bool | None) -> Iterator[list[int]]:
+    """Indices of ``n`` rows, ``size`` at a time, with a progress bar where there are several."""
+    starts: Iterable[int] = range(0, n, size or n)
+    if progress or (progress is None and size is not None and n > size):
         starts = track(list(starts), "explaining", console=Console(stderr=True), transient=True)
     for start in starts:
-        index = list(range(start, min(start + (size or len(batch)), len(batch))))
-        mask = batch.attention_mask[index]
-        used = torch.ones_like(mask[0]) if keep_width else mask.any(dim=0)
-        columns = used.nonzero().flatten()
-        aimed = target.rows(index)
-        local = torch.searchsorted(columns, aimed.position)
-        yield batch.rows(index, columns), aimed.at(local), columns
+        yield list(range(start, min(start + (size or n), n)))
+
+
+def _explain_rows(
+    graph: ModelGraph,
+    batch: TokenBatch,
+    target: Resolved,
+    options: GradientOptions,
+    index: list[int],
+    keep_width: bool,
+) -> Explained:
+    """Explain some rows, without the columns that are padding in all of them."""
+    mask = batch.attention_mask[index]
+    used = torch.ones_like(mask[0]) if keep_width else mask.any(dim=0)
+    columns = used.nonzero().flatten()
+    aimed = target.rows(index)
+    aimed = aimed.at(torch.searchsorted(columns, aimed.position))
+    if isinstance(options.baseline, Tensor) and options.baseline.shape[:-2] == (len(batch),):
+        options = replace(options, baseline=options.baseline[index])
+    part = explain(graph, batch.rows(index, columns), aimed, options)
+    return _widen(part, columns, batch.token_ids.shape[1])
 
 
 def _widen(part: Explained, columns: Int[Tensor, " columns"], width: int) -> Explained:

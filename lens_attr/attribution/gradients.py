@@ -204,19 +204,33 @@ def baseline_embedding(graph: ModelGraph, baseline: Baseline) -> Tensor:
     """What is subtracted from the embedding: zero, a token's embedding, or a given tensor.
 
     Raises:
-        InputError: several tokens, an id out of range, or a tensor whose last dimension is not
-            d_model.
+        InputError: several tokens, or an id out of range.
     """
     if baseline is None:
         return torch.zeros((), device=graph.device, dtype=graph.dtype)
     if isinstance(baseline, Tensor):
-        if baseline.ndim == 0 or baseline.shape[-1] != graph.cfg.d_model:
-            raise InputError(
-                f"a baseline tensor must end in d_model = {graph.cfg.d_model} and fit [batch, pos, "
-                f"d_model], got {list(baseline.shape)}."
-            )
         return baseline.to(graph.device, graph.dtype)
     return graph.token_embedding(_baseline_id(graph, baseline))
+
+
+def refuse_misfit(graph: ModelGraph, baseline: Baseline, batch: TokenBatch) -> None:
+    """Raise unless a baseline tensor broadcasts to the embeddings of the whole batch.
+
+    Raises:
+        InputError: naming both shapes.
+    """
+    if not isinstance(baseline, Tensor):
+        return
+    wanted = (*batch.token_ids.shape, graph.cfg.d_model)
+    try:
+        fits = torch.broadcast_shapes(baseline.shape, wanted) == wanted
+    except RuntimeError:
+        fits = False
+    if not fits or baseline.ndim == 0 or baseline.shape[-1] != wanted[-1]:
+        raise InputError(
+            f"a baseline tensor must be [d_model], [pos, d_model] or [batch, pos, d_model]; "
+            f"{list(baseline.shape)} does not fit the input {list(wanted)}."
+        )
 
 
 def _baseline_id(graph: ModelGraph, baseline: Any) -> int:

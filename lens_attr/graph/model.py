@@ -224,7 +224,10 @@ class ModelGraph:
     def forward(
         self, token_ids: Int[Tensor, "batch pos"], attention_mask: Bool[Tensor, "batch pos"] | None
     ) -> Float[Tensor, "batch n_logits d_vocab"]:
-        """Logits, of every position unless `logits_at` narrows them. Pass ``attention_mask`` (True = real token) only where there is padding."""
+        """Logits, of every position unless `logits_at` narrows them.
+
+        Pass ``attention_mask`` (True = real token) only where there is padding.
+        """
         if attention_mask is None:
             return self.model(token_ids)
         mask = attention_mask.long()

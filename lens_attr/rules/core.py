@@ -130,8 +130,8 @@ class Rule(ABC):
         leaves = {point.name for point in graph.points("embed")}
         if any(placement.point.name in leaves for placement in everywhere):
             raise InputError(
-                f"{self.name} acts at {', '.join(leaves)}, where the gradient is read: nothing lies "
-                "below it, so a rule there would change nothing. Change the result instead."
+                f"{self.name} acts at {', '.join(leaves)}, where the gradient is read: nothing "
+                "lies below it, so a rule there would change nothing. Change the result instead."
             )
         kept = [placement for placement in everywhere if self._selects(placement.point)]
         if kept or (not everywhere and self.absent(graph)):
