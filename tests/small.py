@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Any
 
+import jaxtyping
 import tiny
 import torch
 from torch import Tensor
@@ -48,6 +51,17 @@ def run(model: Any, ids: Tensor, position: int = -1) -> tuple[Tensor, Tensor]:
     finally:
         undo()
     return logits[0, position, 6] - logits[0, position, 8], leaves[0]
+
+
+@contextmanager
+def untyped() -> Iterator[None]:
+    """Without the suite's runtime type checker, which users do not have."""
+    before = jaxtyping.config.jaxtyping_disable
+    jaxtyping.config.update("jaxtyping_disable", True)
+    try:
+        yield
+    finally:
+        jaxtyping.config.update("jaxtyping_disable", before)
 
 
 HOOK_TABLES = ("_forward_hooks", "_forward_pre_hooks", "_backward_hooks", "_backward_pre_hooks")

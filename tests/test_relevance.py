@@ -152,7 +152,7 @@ def test_a_batch_equals_its_texts_one_by_one(name: str, method: str) -> None:
 
 
 @every_model
-@pytest.mark.parametrize("batch_size", [1, 2, 7])
+@pytest.mark.parametrize("batch_size", [1, 2])
 def test_the_batch_size_does_not_matter(name: str, batch_size: int) -> None:
     whole = explain(name, record=["z"], baseline=7)
     split = explain(name, record=["z"], baseline=7, batch_size=batch_size, progress=False)
@@ -198,13 +198,13 @@ SIDES += [(name, "right") for name in small.MASKED]
 
 
 @pytest.mark.parametrize(("name", "side"), SIDES)
-@pytest.mark.parametrize("kind", [torch.long, torch.bool], ids=["0/1", "bool"])
-def test_ids_with_a_mask_equal_texts(name: str, side: str, kind: torch.dtype) -> None:
+def test_ids_with_a_mask_equal_texts(name: str, side: str) -> None:
     ids, mask, position = padded_ids(name, side)
     target = la.LogitDiff(6, 8, position=position.tolist())
-    found = la.attribute(
-        small.model(name), ids, target, embeddings="token", attention_mask=mask.to(kind)
-    )
+    options: dict[str, Any] = {"embeddings": "token"}
+    found = la.attribute(small.model(name), ids, target, attention_mask=mask, **options)
+    same_mask = la.attribute(small.model(name), ids, target, attention_mask=mask > 0, **options)
+    assert torch.equal(found.tokens, same_mask.tokens)
     for got, text in zip(found, prompts(name), strict=True):
         alone = explain(name, text, embeddings="token")
         same(got.tokens, alone.tokens)
@@ -348,10 +348,9 @@ def by_hand(name: str, text: str, rules: la.rules.RuleSet) -> tuple[Tensor, Tens
 
 
 @every_model
-@pytest.mark.parametrize("method", ["gradient", "attnlrp"])
-def test_baselines_are_subtracted_from_the_embedding(name: str, method: str) -> None:
+def test_baselines_are_subtracted_from_the_embedding(name: str) -> None:
     """sum g * (E[token] - E[baseline]), whichever way the baseline is given."""
-    model, text, rules = small.model(name), prompts(name)[0], la.rules.preset(method)
+    model, text, rules = small.model(name), prompts(name)[0], la.rules.attnlrp()
     embedding, gradient = by_hand(name, text, rules)
     w7 = resolve(model).token_embedding(7)
     given = {
@@ -369,14 +368,11 @@ def test_baselines_are_subtracted_from_the_embedding(name: str, method: str) -> 
 
 
 @every_model
-@pytest.mark.parametrize("batch_size", [1, 2])
-def test_a_baseline_per_example_follows_its_example(name: str, batch_size: int) -> None:
+def test_a_baseline_per_example_follows_its_example(name: str) -> None:
     length = explain(name).tokens.shape[1]
-    baseline = torch.randn(3, length, D_MODEL)
-    whole = explain(name, baseline=baseline, embeddings="token")
-    split = explain(
-        name, baseline=baseline, embeddings="token", batch_size=batch_size, progress=False
-    )
+    options: dict[str, Any] = {"baseline": torch.randn(3, length, D_MODEL), "embeddings": "token"}
+    whole = explain(name, **options)
+    split = explain(name, batch_size=2, progress=False, **options)
     same(split.tokens, whole.tokens)
 
 

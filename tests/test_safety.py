@@ -74,7 +74,7 @@ def gradient_on(model: Any, rules: RuleSet) -> Tensor:
 
 
 @every_model
-@pytest.mark.parametrize("method", ["gradient_x_input", "lrp", "attnlrp"])
+@pytest.mark.parametrize("method", ["gradient_x_input", "attnlrp"])
 def test_success_leaves_no_trace(name: str, method: str) -> None:
     model = warm(name)
     with unchanged(model):
@@ -104,18 +104,15 @@ def test_an_error_in_a_metric_leaves_no_trace(name: str, error: type[BaseExcepti
 
 
 @every_model
-@pytest.mark.parametrize("error", [Boom, KeyboardInterrupt])
 @pytest.mark.parametrize("side", ["fwd_hooks", "bwd_hooks"])
-def test_an_error_inside_a_context_leaves_no_trace(
-    name: str, side: str, error: type[BaseException]
-) -> None:
+def test_an_error_inside_a_context_leaves_no_trace(name: str, side: str) -> None:
     model = warm(name)
-    hooks = {side: [(Z, raiser(error))]}
-    with unchanged(model), pytest.raises(error), la.rules.lrp().on(model), model.hooks(**hooks):
+    hooks = {side: [(Z, raiser(Boom))]}
+    with unchanged(model), pytest.raises(Boom), la.rules.lrp().on(model), model.hooks(**hooks):
         gradient(model)
 
 
-@every_model
+@pytest.mark.parametrize("name", small.GPT2 + small.MASKED)
 @pytest.mark.parametrize("added", [False, True], ids=["before", "after"])
 def test_an_interrupt_while_hooks_are_attached_leaves_no_trace(
     name: str, added: bool, monkeypatch: pytest.MonkeyPatch

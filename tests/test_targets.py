@@ -52,6 +52,21 @@ TARGETS = {
     "LogitDiff": (lambda a, b: la.LogitDiff(a, b), lambda x: x[:, A] - x[:, B]),
     "TopLogit": (lambda a, b: la.TopLogit(), lambda x: x.max(-1).values),
 }
+every_target = pytest.mark.parametrize(("make", "by_hand"), TARGETS.values(), ids=list(TARGETS))
+
+
+# ------------------------------------------------------------------------- values by hand
+
+
+@every_model
+@every_target
+def test_value_by_hand(name: str, make: Any, by_hand: Any) -> None:
+    target = make(f" w{A}", f" w{B}")
+    found = la.attribute(small.model(name), prompts(name), target)
+    torch.testing.assert_close(found.target_value, by_hand(explained_logits(name)))
+    assert found.unit == ("nat" if isinstance(target, la.LogProb) else "logit")
+
+
 SPECS = {
     "string": (f" w{A}", f" w{B}"),
     "id": (A, B),
@@ -61,18 +76,13 @@ SPECS = {
     "tensor": (torch.full((3,), A), torch.full((3,), B)),
 }
 
-every_target = pytest.mark.parametrize(("make", "by_hand"), TARGETS.values(), ids=list(TARGETS))
 
-
-# ------------------------------------------------------------------------- values by hand
-
-
-@every_model
-@every_target
-@pytest.mark.parametrize("spec", SPECS.values(), ids=list(SPECS))
-def test_value_by_hand(name: str, make: Any, by_hand: Any, spec: tuple[Any, Any]) -> None:
-    found = la.attribute(small.model(name), prompts(name), make(*spec))
-    torch.testing.assert_close(found.target_value, by_hand(explained_logits(name)))
+@pytest.mark.parametrize("name", small.GPT2 + small.MASKED)
+@pytest.mark.parametrize(("token", "foil"), SPECS.values(), ids=list(SPECS))
+def test_a_token_is_a_string_or_an_id_for_all_or_for_each(name: str, token: Any, foil: Any) -> None:
+    x = explained_logits(name)
+    found = la.attribute(small.model(name), prompts(name), la.LogitDiff(token, foil))
+    torch.testing.assert_close(found.target_value, x[:, A] - x[:, B])
 
 
 @every_model
@@ -124,13 +134,6 @@ def test_the_top_logit_is_the_default_and_names_its_token(name: str) -> None:
     assert found.target == [f"logit of {token([i])!r} (the top logit)" for i in top]
     by_id = la.attribute(small.model(name), prompts(name), la.Logit(top))
     assert torch.equal(found.tokens, by_id.tokens)
-
-
-@every_model
-@every_target
-def test_units(name: str, make: Any, by_hand: Any) -> None:
-    found = la.attribute(small.model(name), prompts(name), make(A, B))
-    assert found.unit == ("nat" if make(A, B).__class__ is la.LogProb else "logit")
 
 
 # ------------------------------------------------------------------------------ positions

@@ -81,7 +81,7 @@ CONFIGS: dict[str, tuple[str, dict[str, Any]]] = {
     "qwen3": ("Qwen3", _WIDE),
     "gemma2": ("Gemma2", _WIDE | {"query_pre_attn_scalar": 8}),
     "gemma3": ("Gemma3Text", _WIDE | {"query_pre_attn_scalar": 8}),
-    "mistral": ("Mistral", _GROUPED | {"sliding_window": 3}),
+    "mistral": ("Mistral", _GROUPED | {"sliding_window": 5}),
     "phi3": ("Phi3", _GROUPED),
     "neox": ("GPTNeoX", _SIZES | _SPECIAL | {"rotary_pct": 0.25}),
     "bert": ("Bert", _SIZES | {"pad_token_id": PAD}),
@@ -180,8 +180,11 @@ def directory(family: str, edit: Callable[[PreTrainedModel], None] | None = None
 
 def hugging_face(family: str, dtype: str = "float32") -> PreTrainedModel:
     """The original of the saved model."""
+    masked = family == "bert"
+    auto = transformers.AutoModelForMaskedLM if masked else transformers.AutoModelForCausalLM
+    options: dict[str, Any] = {"dtype": _torch_dtype(dtype), "attn_implementation": "eager"}
     with precision(dtype):
-        return randomised(hugging_face_config(family)).to(_torch_dtype(dtype))
+        return auto.from_pretrained(directory(family), **options).eval()
 
 
 def fresh(family: str, backend: str, dtype: str = "float32", edit: Any = None) -> Any:
