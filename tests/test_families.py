@@ -18,7 +18,6 @@ from lens_attr.rules import PRESETS, RuleSet
 
 EVERY = tiny.on_backends(tiny.FAMILIES)
 METHODS = ["gradient_x_input", "lrp", "attnlrp", "gim", "relp"]
-LAYER_NORM = ("gpt2", "neox", "bert")
 ROUNDING = 2e-5
 
 needs_both = pytest.mark.skipif(
@@ -140,7 +139,7 @@ def test_bfloat16_runs_and_stays_near(case: tuple[str, str], method: str) -> Non
 
 @contextmanager
 def hooks_that_do_nothing(model: Any) -> Iterator[None]:
-    """Backward hooks on every norm's scale: the Bridge then computes RMSNorm in Python."""
+    """Backward hooks on every norm's scale: the Bridge then computes most norms in Python."""
     names = [point.name for point in resolve(model).points("norm_scale")]
     with model.hooks(bwd_hooks=[(name, lambda grad, hook: None) for name in names]):
         yield
@@ -148,13 +147,14 @@ def hooks_that_do_nothing(model: Any) -> Iterator[None]:
 
 @pytest.mark.parametrize("case", EVERY, ids=tiny.case_id)
 def test_the_logits_never_change(case: tuple[str, str]) -> None:
+    """Bitwise; where the Bridge changes to norms in Python, as under hooks that do nothing."""
     family, backend = case
     model, ids = tiny.model(*case), tiny.token_ids(family, rows=2)
     untouched = model(ids)
     with hooks_that_do_nothing(model):
         with_hooks = model(ids)
     assert error(with_hooks, untouched) <= ROUNDING
-    if backend == "hooked" or family in LAYER_NORM:
+    if backend == "hooked" or family == "gpt2":
         assert torch.equal(with_hooks, untouched)
     for preset in PRESETS:
         if supported(case, preset):
@@ -282,7 +282,11 @@ def test_dropout_in_train_mode_is_refused() -> None:
 def test_weights_made_under_inference_mode_are_refused(backend: str) -> None:
     with torch.inference_mode():
         model = tiny.fresh("gpt2", backend)
-    refused(model, "inference_mode.*load the model outside of it")
+    if any(parameter.is_inference() for parameter in model.parameters()):
+        refused(model, "inference_mode.*load the model outside of it")
+    else:  # the Bridge of transformer-lens 4 makes ordinary weights all the same
+        ids, usual = tiny.token_ids("gpt2"), tiny.model("gpt2", backend)
+        assert torch.equal(explain(model, "gim", ids).tokens, explain(usual, "gim", ids).tokens)
 
 
 @pytest.mark.parametrize("other", [torch.nn.Linear(2, 2), "gpt2", None], ids=str)

@@ -40,7 +40,8 @@ def processed(step: str):
     with Float64Throughout(), warnings.catch_warnings():
         warnings.simplefilter("ignore")
         model = tiny.fresh("gpt2", "hooked", tiny.EXACT)
-        model.process_weights_(**{name: name == step for name in PROCESSING})
+        steps = {name: name == step for name in PROCESSING}
+        model.load_and_process_state_dict(model.state_dict(), **steps)
     return model
 
 

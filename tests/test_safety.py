@@ -70,6 +70,11 @@ def gradient_on(model: Any, rules: RuleSet) -> Tensor:
         return gradient(model)
 
 
+def close(found: Tensor, expected: Tensor) -> None:
+    """Equal up to rounding: a hooked RMSNorm of the Bridge takes another path in float32."""
+    torch.testing.assert_close(found, expected, rtol=1e-4, atol=2e-5)
+
+
 # ------------------------------------------------------------------------------- nothing is left
 
 
@@ -120,10 +125,10 @@ def test_an_interrupt_while_hooks_are_attached_leaves_no_trace(
     """Interrupted before or after the n-th hook is added, for every n."""
     model = warm(name)
     add_hook = HookPoint.add_hook
-    calls: Iterator[int]
+    n, calls = 0, itertools.count()
 
     def interrupted(*args: Any, **options: Any) -> Any:
-        last = next(calls) == n
+        last = next(calls) == n - 1
         if last and not added:
             raise KeyboardInterrupt
         result = add_hook(*args, **options)
@@ -133,8 +138,8 @@ def test_an_interrupt_while_hooks_are_attached_leaves_no_trace(
 
     with unchanged(model), monkeypatch.context() as patch:
         patch.setattr(HookPoint, "add_hook", interrupted)
-        for n in itertools.count():
-            calls = itertools.count()
+        while True:
+            n, calls = n + 1, itertools.count()
             try:
                 explain(name)
             except KeyboardInterrupt:
@@ -336,7 +341,6 @@ def test_a_context_modifies_the_backward_inside_only(name: str) -> None:
     assert torch.equal(gradient(model), before)
     assert not torch.allclose(inside, before)
     explained = la.attribute(model, IDS, la.LogitDiff(6, 8, position=3), embeddings="token")
-    (embed,) = resolve(model).points("embed")
     embedding = small.run(model, IDS)[1]
     torch.testing.assert_close((inside * embedding).sum(-1), explained.tokens)
 
@@ -355,19 +359,20 @@ def test_contexts_nest_and_the_innermost_counts(name: str) -> None:
     assert torch.equal(first, alone[0])
     assert torch.equal(second, alone[1])
     assert torch.equal(fourth, alone[0])
-    assert torch.equal(third, gradient(model))
+    close(third, gradient(model))
 
 
 @every_model
 def test_attribute_inside_a_context_of_another_preset_is_unaffected(name: str) -> None:
     model = warm(name)
-    expected = explain(name, "gradient_x_input"), explain(name, "attnlrp")
+    token: dict[str, Any] = {"embeddings": "token"}
+    expected = [explain(name, method, **token) for method in ("gradient_x_input", "attnlrp")]
     outer = gradient_on(model, la.rules.lrp())
     with la.rules.lrp().on(model):
-        found = explain(name, "gradient_x_input"), explain(name, "attnlrp")
+        found = [explain(name, method, **token) for method in ("gradient_x_input", "attnlrp")]
         after = gradient(model)
-    assert torch.equal(found[0].tokens, expected[0].tokens)
-    assert torch.equal(found[1].tokens, expected[1].tokens)
+    close(found[0].tokens, expected[0].tokens)
+    close(found[1].tokens, expected[1].tokens)
     assert torch.equal(after, outer)
 
 
