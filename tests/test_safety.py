@@ -6,7 +6,7 @@ import itertools
 import re
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from typing import Any
 
 import pytest
@@ -404,6 +404,16 @@ def test_one_rule_set_can_be_used_again_and_inside_itself(name: str) -> None:
         assert torch.equal(gradient_on(model, rules), alone)
     with context:
         assert torch.equal(gradient(model), alone)
+
+
+@pytest.mark.parametrize("name", small.GPT2)
+def test_one_context_object_inside_itself_leaves_no_trace(name: str) -> None:
+    """Refused or not, it may not lose track of its hooks."""
+    model = small.fresh(name)
+    la.attribute(model, small.text(name))
+    context = la.rules.lrp().on(model)
+    with unchanged(model), suppress(la.LensAttrError), context, context:
+        gradient(model)
 
 
 @every_model

@@ -10,10 +10,11 @@ import typer
 from lens_attr.cli import console, options
 
 QUICK_N, QUICK_SEEDS, SEEDS = 40, 3, 10
+RANKED_PER_PRUNED = 3
 
 OutOption = Annotated[Path, typer.Option("--out", file_okay=False, help="Folder for index.html.")]
 NOption = Annotated[
-    int, typer.Option("--n", min=1, help="Samples to rank heads on, and as many to prune on.")
+    int, typer.Option("--n", min=1, help="Samples to prune on; three times as many rank heads.")
 ]
 QuickOption = Annotated[
     bool,
@@ -23,7 +24,7 @@ QuickOption = Annotated[
 
 def demo(
     out: OutOption = Path("out/demo"),
-    n: NOption = 200,
+    n: NOption = 120,
     quick: QuickOption = False,
     backend: options.BackendOption = "auto",
     quiet: options.QuietOption = False,
@@ -40,7 +41,7 @@ def demo(
     stories = []
     for name in DEMO_MODELS:
         with console.working(f"working on {name}", quiet):
-            stories.append(demo_data.tell(name, backend, n, seeds))
+            stories.append(demo_data.tell(name, backend, n, RANKED_PER_PRUNED * n, seeds))
     footer = f"Made by lens-attr demo with {n} samples and {seeds} random orders."
     page = write_page(demo_page(stories, footer), out / "index.html")
     for story in stories:

@@ -38,7 +38,7 @@ def one_thread() -> Iterator[None]:
 
 
 @one_thread()
-def tell(name: str, backend: Backend, n: int, seeds: int) -> ModelStory:
+def tell(name: str, backend: Backend, n: int, n_rank: int, seeds: int) -> ModelStory:
     """Everything the page says about one model.
 
     Heads are ranked on samples of the training split and pruned on held-out ones, which use
@@ -48,7 +48,7 @@ def tell(name: str, backend: Backend, n: int, seeds: int) -> ModelStory:
     samples = [_correct_sample(model, task) for task in TASKS]
     embeddings = EMBEDDINGS.get(name, "full")
     results, refused = _explain(model, samples, embeddings)
-    ranking_set = generate(PRUNED_TASK, n, seed=RANKING_SEED, split="train")
+    ranking_set = generate(PRUNED_TASK, n_rank, seed=RANKING_SEED, split="train")
     rankings = {method: _rank(model, ranking_set, method, embeddings) for method in results}
     pruning_set = generate(PRUNED_TASK, n, seed=PRUNING_SEED, split="heldout")
     pruning = la.circuits.compare_pruning(model, pruning_set, list(rankings.values()), seeds=seeds)
@@ -62,7 +62,7 @@ def tell(name: str, backend: Backend, n: int, seeds: int) -> ModelStory:
         ranking=rankings[SHOWN_RANKING],
         pruning=pruning,
         task=PRUNED_TASK,
-        n_rank=n,
+        n_rank=n_rank,
         refused=refused,
     )
 

@@ -73,8 +73,8 @@ matters when attributions of `qa` are read layer by layer.
 python -m lens_attr.demo.train --model {name} --out DIR
 ```
 
-The same command gives the same data and tokenizer everywhere; the weights are reproducible on the
-same machine and library versions, and may differ in rounding elsewhere.
+The same command gives the same sentences everywhere. The order of equally frequent pieces in the
+tokenizer, and so the weights, may differ between runs.
 
 ## Accuracy
 

@@ -119,7 +119,7 @@ def _bert(tokenizer: PreTrainedTokenizerFast) -> PreTrainedModel:
         hidden_size=96,
         intermediate_size=384,
         num_hidden_layers=4,
-        num_attention_heads=8,
+        num_attention_heads=12,
         hidden_dropout_prob=0.0,
         attention_probs_dropout_prob=0.0,
         pad_token_id=tokenizer.pad_token_id,
@@ -130,7 +130,7 @@ def _bert(tokenizer: PreTrainedTokenizerFast) -> PreTrainedModel:
 RECIPES = {
     "demo-gpt2": Recipe(_gpt2, steps=3000, learning_rate=2e-3),
     "demo-llama": Recipe(_llama, steps=3000, learning_rate=2e-3),
-    "demo-bert": Recipe(_bert, steps=6500, learning_rate=6e-4),
+    "demo-bert": Recipe(_bert, steps=4500, learning_rate=6e-4),
 }
 
 
