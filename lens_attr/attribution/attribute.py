@@ -36,6 +36,7 @@ COMPARED = ("gradient_x_input", "lrp", "attnlrp", "gim")
 """What `compare` compares unless told otherwise."""
 
 
+@torch.inference_mode(False)
 def attribute(
     model: Any,
     text: Text,
@@ -150,6 +151,11 @@ def _check_options(target: Any, embeddings: str, batch_size: int | None) -> None
 
 
 def _rules(method: str | RuleSet, switches: dict[str, Any]) -> RuleSet:
+    if not isinstance(method, (str, RuleSet)):
+        raise InputError(
+            f"method must be a name or a RuleSet, got {type(method).__name__}; wrap a single rule: "
+            "la.rules.gradient() + rule."
+        )
     if isinstance(method, RuleSet):
         if switches:
             raise InputError(f"switches {sorted(switches)} go with a method's name, not a RuleSet.")

@@ -79,7 +79,10 @@ def explain(
     baseline = baseline_embedding(graph, options.baseline)
     recorder = Recorder(batch.attention_mask if batch.padded else None)
     _want_heads_and_flow(graph, recorder)
-    for request in requests:
+    (embed,) = graph.points("embed")
+    at_leaf = [r for r in requests if r.points[0].name == embed.name]
+    elsewhere = [r for r in requests if r.points[0].name != embed.name]
+    for request in elsewhere:
         for point in request.points:
             recorder.want(point, f"record {request.key}", request.reduce)
     inputs = _Inputs()
@@ -93,6 +96,7 @@ def explain(
     embedding = inputs.embedding(options.embeddings) - baseline
     tokens = _masked_sum(product_of(embedding, grad), batch.attention_mask)
     _refuse_non_finite("relevance", tokens)
+    at_embed = torch.where(batch.attention_mask[..., None], product_of(inputs.leaf, grad), 0.0)
     whole = _masked_sum(product_of(inputs.embedding("full"), grad), batch.attention_mask)
     return Explained(
         tokens=tokens,
@@ -100,7 +104,8 @@ def explain(
         labels=target.labels if target.relabel is None else target.relabel(logits),
         head_tokens=_stack(graph, recorder, "z", "per head"),
         heads_relu_dim=_stack(graph, recorder, "z", "relu_dim"),
-        records={r.key: _collect(recorder, r) for r in requests},
+        records={r.key: _collect(recorder, r) for r in elsewhere}
+        | {r.key: at_embed.detach() for r in at_leaf},
         flow={"embedding": whole.sum(dim=1)} | _flow(graph, recorder),
         fired=session.fired,
     )

@@ -98,6 +98,8 @@ noun asks for another form than the right one; in `qa`, all facts but one are di
 - An artificial language of a few hundred words. Anything outside of it gives meaningless output.
 - Single words, nouns and verbs of held-out combinations do occur in training, only not together.
   A causal `sva` prompt ends before its verb, so it may have been seen with another verb.
+- Made for single sentences: a sentence that follows another text is answered less accurately,
+  by demo-bert about as often wrong as right.
 - Not a language model for any use but demonstrations and tests.
 
 Licence: MIT, as the project.

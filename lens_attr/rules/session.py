@@ -8,11 +8,11 @@ from types import TracebackType
 
 from torch import Tensor
 
-from lens_attr.errors import RuleConflictError, RuleNotAppliedError
+from lens_attr.errors import InputError, RuleConflictError, RuleNotAppliedError
 from lens_attr.graph import ModelGraph, Point
 from lens_attr.rules.core import Placement, Rule, RuleSet, Tape
 
-IN_PLACE = "BackwardHookFunctionBackward is a view and is being modified inplace"
+IN_PLACE = "is a view and is being modified inplace"
 
 
 class PointHook:
@@ -41,8 +41,13 @@ class PointHook:
                 return None
         self.fired += 1
         result = grad
-        for _, placement in self.placed:
+        for rule, placement in self.placed:
             result = placement.transform(result, self.tape)
+            if not isinstance(result, Tensor):
+                raise InputError(
+                    f"{rule.name} returned {type(result).__name__} at {self.point.name}: a rule "
+                    "must return the gradient."
+                )
         result = result.to(grad.dtype)
         self.tape.record_grad(self.point, result)
         for _, placement in self.placed:
@@ -86,19 +91,24 @@ class Session:
         self.hooks: list[PointHook] = []
         self._forward_ran = False
         self._was_suspended = False
+        self._entered = False
         self._stack = ExitStack()
 
     def __enter__(self) -> Session:
+        if self._entered:
+            raise InputError("this context is entered already: make another with rules.on(model).")
         self.closed, self._forward_ran, self._was_suspended = False, False, False
         tape = Tape()
         self.hooks, values = point_hooks(self.graph, self.rules, tape, self)
         with ExitStack() as stack:
+            stack.callback(self._left)
+            self._entered = True
             self._suspend_outer(stack)
             self._guard(stack)
             for hook in self.hooks:
                 stack.callback(hook.point.on_backward(hook))
             for point in values:
-                stack.callback(point.on_forward(partial(tape.record_value, point)))
+                stack.callback(point.on_forward(partial(self._record, tape, point)))
             if not self.strict:
                 self._watch_forwards(stack)
             self._stack = stack.pop_all()
@@ -162,6 +172,13 @@ class Session:
             "Either the target does not depend on these points, or this model computes them "
             "outside the autograd graph: run la.check(model, rules)."
         )
+
+    def _left(self) -> None:
+        self._entered = False
+
+    def _record(self, tape: Tape, point: Point, activation: Tensor) -> None:
+        if not self.suspended:
+            tape.record_value(point, activation)
 
     def _suspend_outer(self, stack: ExitStack) -> None:
         """The innermost context counts: silence the sessions already installed here."""

@@ -31,6 +31,14 @@ class Target(ABC):
 
     position: int | Sequence[int] = -1
 
+    def __post_init__(self) -> None:
+        each = [self.position] if isinstance(self.position, int) else self.position
+        whole = isinstance(each, Sequence) and all(isinstance(one, int) for one in each)
+        if not whole or not each:
+            raise InputError(
+                f"position must be an integer, or several, got {self.position!r}: -1 is the last."
+            )
+
     @abstractmethod
     def resolve(self, graph: ModelGraph, batch: TokenBatch) -> Resolved:
         """Bind to a batch.
@@ -83,15 +91,20 @@ def _single_masks(graph: ModelGraph, batch: TokenBatch) -> list[int]:
     return [found[0] for found in masks]
 
 
+def _is_token(one: object) -> bool:
+    return isinstance(one, (str, int)) and not isinstance(one, bool)
+
+
 def _per_example(spec: TokenSpec, n: int, what: str) -> list[str | int]:
     if isinstance(spec, Tensor):
         spec = spec.tolist()
-    if isinstance(spec, bool) or not isinstance(spec, (str, int, Sequence)):
-        raise InputError(f"the {what} must be a string or a token id, got {type(spec).__name__}.")
-    each = [spec] * n if isinstance(spec, (str, int)) else list(spec)
+    each = [spec] * n if isinstance(spec, (str, int)) else spec
+    if not isinstance(each, Sequence) or not all(_is_token(one) for one in each):
+        got = f"{type(spec).__name__} {spec!r}"
+        raise InputError(f"the {what} must be a string or a token id, got {got}: one, or one each.")
     if len(each) != n:
         raise InputError(f"{len(each)} {what}s for {n} examples: give one for all, or one each.")
-    return each
+    return list(each)
 
 
 def _ids_of(graph: ModelGraph, batch: TokenBatch, spec: TokenSpec, what: str) -> list[list[int]]:
