@@ -415,7 +415,7 @@ def test_demo_writes_one_page_about_every_model(tmp_path: Path) -> None:
 def test_demo_says_why_a_method_is_refused() -> None:
     from lens_attr.cli.demo_data import tell
 
-    story = tell("demo-bert", "bridge", n=4, seeds=2)
+    story = tell("demo-bert", "bridge", n=4, n_rank=6, seeds=2)
     assert "gim" in story.refused and "gim" not in story.explanations[0].results
     assert {curve.method for curve in story.pruning.curves} == set(story.explanations[0].results)
 

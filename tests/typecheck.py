@@ -14,6 +14,8 @@ from beartype import beartype
 
 
 def check(function: Callable[..., Any]) -> Callable[..., Any]:
+    if "<locals>" in function.__qualname__:  # decorated anew at every call, which is slow
+        return function
     hints = getattr(function, "__annotations__", {})
     function.__annotations__ = {
         name: hint for name, hint in hints.items() if name == "return" or not has_literal(hint)

@@ -3,6 +3,10 @@
 Run ``python -m lens_attr.demo.evaluate --model demo-gpt2``. Only plain transformers is used.
 """
 
+# transformers types token ids and configurations as unions of everything they may ever be.
+# pyright: reportArgumentType=false, reportCallIssue=false
+# pyright: reportReturnType=false, reportOptionalSubscript=false
+
 from __future__ import annotations
 
 import argparse

@@ -3,6 +3,10 @@
 Everything is seeded: the corpus, the tokenizers, the weights and the order of the batches.
 """
 
+# transformers types token ids and configurations as unions of everything they may ever be.
+# pyright: reportArgumentType=false, reportCallIssue=false
+# pyright: reportReturnType=false, reportOptionalSubscript=false
+
 from __future__ import annotations
 
 import argparse

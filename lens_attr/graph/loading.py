@@ -164,7 +164,7 @@ def _load_hooked_directory(path: Path, dtype: torch.dtype, device: str) -> Any:
 def _copy_config(path: Path, neutral: Path) -> None:
     """TransformerLens guesses architectures from the directory name, so give it one that says
     nothing; a name such as ``my-llama-gpt2`` would be read as a Llama."""
-    if any(word in str(neutral).lower() for word in ("llama", "gemma", "bert", "hubert", "t5")):
+    if any(word in str(neutral).lower() for word in ("llama", "gemma", "wav2vec2")):
         raise InputError(
             f"the temporary directory {neutral} contains a model family's name, which "
             "transformer-lens 3.9 would take for the architecture: set TMPDIR elsewhere."

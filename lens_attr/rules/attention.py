@@ -59,8 +59,8 @@ class TemperedSoftmax(Rule):
     temperature: float = 2.0
 
     def __post_init__(self) -> None:
-        if not self.temperature > 0:
-            raise InputError(f"temperature must be positive, got {self.temperature}.")
+        if not 0 < self.temperature < float("inf"):
+            raise InputError(f"temperature must be positive and finite, got {self.temperature}.")
 
     def place(self, graph: ModelGraph) -> Iterable[Placement]:
         """At ``hook_pattern``; for T > 4 or float16 at ``hook_attn_scores``."""
