@@ -77,8 +77,8 @@ BAD_TARGET = {
     "empty string": (lambda: la.Logit(""), "target string is empty"),
     "id too large": (lambda: la.Logit(VOCAB), f"id {VOCAB} is out of range.*0 to {VOCAB - 1}"),
     "negative id": (lambda: la.Logit(-1), "id -1 is out of range"),
-    "float": (lambda: la.Logit(3.5), "string or a token id.*got 3.5"),  # type: ignore[arg-type]
-    "bool": (lambda: la.Logit(True), "string or a token id.*got True"),
+    "float": (lambda: la.Logit(3.5), "string or a token id.*got float 3.5"),  # type: ignore[arg-type]
+    "bool": (lambda: la.Logit(True), "string or a token id.*got bool True"),
     "list of float": (lambda: la.Logit([3.5]), "string or a token id"),  # type: ignore[list-item]
     "list of bool": (lambda: la.Logit([True]), "string or a token id"),
     "two for one text": (
@@ -124,7 +124,7 @@ BAD_OPTIONS = {
     "switch of a rule set": ({"method": la.rules.lrp(), "norm": 1.0}, "norm.*not a RuleSet"),
     "switch value": ({"method": "lrp", "gate": "halv"}, "gate.*'half'.*got 'halv'"),
     "activation": ({"method": "lrp", "activation": "relu"}, "activation.*'identity'.*'relu'"),
-    "temperature": ({"method": "gim", "temperature": 0}, "temperature must be positive and finite, got 0"),
+    "temperature": ({"method": "gim", "temperature": 0}, "must be positive and finite, got 0"),
     "layer": ({"method": "lrp", "layers": [0, 7]}, r"layers \[7\].*layers 0 to 1"),
     "role": ({"record": ["patern"]}, "'patern'; did you mean 'pattern'"),
     "hook": ({"record": ["blocks.0.attn.hook_zz"]}, r"did you mean 'blocks\.0\.attn\.hook_z'"),
