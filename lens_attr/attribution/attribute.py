@@ -88,21 +88,23 @@ def attribute(
     target = target or TopLogit()
     rules = _rules(method, switches)
     batch = tokenize(graph, text, attention_mask)
-    batch = batch.rows([0] * target.copies(batch)) if target.copies(batch) != 1 else batch
+    copies = target.copies(batch)
+    batch = batch.rows([0] * copies) if copies != 1 else batch
     resolved = target.resolve(graph, batch)
     options = GradientOptions(rules, embeddings, baseline, record)
     refuse_misfit(graph, baseline, batch)
     keep_width = bool(record) or resolved.full is not None or isinstance(baseline, Tensor)
     rows = _row_groups(len(batch), batch_size, progress)
     parts = [_explain_rows(graph, batch, resolved, options, index, keep_width) for index in rows]
+    metadata = _metadata(graph, options, parts[0])
     notices = [
         *resolved.notices,
         *_degenerate(graph, options, parts[0]),
-        *_processed(graph),
+        *_processed(metadata["model"]["weight_processing"]),
     ]
     for notice in notices:
         warnings.warn(notice, Notice, stacklevel=2)
-    return _assemble(graph, batch, resolved, parts, method, options, notices)
+    return _assemble(graph, batch, resolved, parts, method, metadata | {"notices": notices})
 
 
 def compare(
@@ -176,9 +178,9 @@ def _degenerate(graph: ModelGraph, options: GradientOptions, part: Explained) ->
     ]
 
 
-def _processed(graph: ModelGraph) -> list[str]:
+def _processed(processing: Sequence[str]) -> list[str]:
     """Folding a value bias into b_O moves it out of z, where head relevance is read."""
-    if VALUE_BIASES_FOLDED not in graph.processing():
+    if VALUE_BIASES_FOLDED not in processing:
         return []
     return [
         "the value biases of this model are folded into b_O: its head relevance differs from that "
@@ -236,8 +238,7 @@ def _assemble(
     target: Resolved,
     parts: list[Explained],
     method: str | RuleSet,
-    options: GradientOptions,
-    notices: list[str],
+    metadata: dict[str, Any],
 ) -> Relevance:
     first = parts[0]
     return Relevance(
@@ -254,7 +255,7 @@ def _assemble(
         heads_relu_dim=_join([part.heads_relu_dim for part in parts]),
         records={key: _join([part.records[key] for part in parts]) for key in first.records},
         flow={key: _join([part.flow[key] for part in parts]) for key in first.flow},
-        metadata=_metadata(graph, options, first) | {"notices": notices},
+        metadata=metadata,
     )
 
 

@@ -68,7 +68,7 @@ def explain(
 ) -> Explained:
     """Explain one batch: one forward and one backward, whatever is recorded.
 
-    Works under ``no_grad`` and ``inference_mode``; leaves ``.grad``, hooks and flags untouched.
+    Works under ``no_grad``; leaves ``.grad``, hooks and flags untouched.
 
     Raises:
         NonFiniteError: NaN or infinite logits or relevance.
@@ -77,7 +77,7 @@ def explain(
     """
     requests = resolve_requests(graph, options.record)
     baseline = baseline_embedding(graph, options.baseline)
-    recorder = Recorder(batch.attention_mask if batch.padded else None)
+    recorder = Recorder(batch.padding_mask)
     _want_heads_and_flow(graph, recorder)
     (embed,) = graph.points("embed")
     at_leaf = [r for r in requests if r.points[0].name == embed.name]
@@ -87,7 +87,7 @@ def explain(
             recorder.want(point, f"record {request.key}", request.reduce)
     inputs = _Inputs()
     session = Session(graph, options.rules, strict=True)
-    with torch.inference_mode(False), torch.enable_grad(), ExitStack() as stack:
+    with torch.enable_grad(), ExitStack() as stack:
         inputs.attach(graph, stack)
         stack.enter_context(recorder)
         stack.enter_context(session)
@@ -96,7 +96,6 @@ def explain(
     embedding = inputs.embedding(options.embeddings) - baseline
     tokens = _masked_sum(product_of(embedding, grad), batch.attention_mask)
     _refuse_non_finite("relevance", tokens)
-    at_embed = torch.where(batch.attention_mask[..., None], product_of(inputs.leaf, grad), 0.0)
     whole = _masked_sum(product_of(inputs.embedding("full"), grad), batch.attention_mask)
     return Explained(
         tokens=tokens,
@@ -105,7 +104,7 @@ def explain(
         head_tokens=_stack(graph, recorder, "z", "per head"),
         heads_relu_dim=_stack(graph, recorder, "z", "relu_dim"),
         records={r.key: _collect(recorder, r) for r in elsewhere}
-        | {r.key: at_embed.detach() for r in at_leaf},
+        | {r.key: _at_leaf(inputs.leaf.detach(), grad, batch.attention_mask) for r in at_leaf},
         flow={"embedding": whole.sum(dim=1)} | _flow(graph, recorder),
         fired=session.fired,
     )
@@ -149,7 +148,7 @@ class _Inputs:
 def _target_value(
     graph: ModelGraph, batch: TokenBatch, target: Resolved
 ) -> tuple[Float[Tensor, " batch"], Float[Tensor, "batch d_vocab"]]:
-    mask = batch.attention_mask if batch.padded else None
+    mask = batch.padding_mask
     if target.full is None:
         logits = graph.logits_at(batch.token_ids, mask, target.position)
         value = target.score(logits, target)
@@ -179,6 +178,15 @@ def _masked_sum(
     product: Float[Tensor, "batch pos d"], mask: Bool[Tensor, "batch pos"]
 ) -> Float[Tensor, "batch pos"]:
     return torch.where(mask, product.sum(dim=-1), 0.0)
+
+
+def _at_leaf(
+    leaf: Float[Tensor, "batch pos d"],
+    grad: Float[Tensor, "batch pos d"],
+    mask: Bool[Tensor, "batch pos"],
+) -> Float[Tensor, "batch pos d"]:
+    """A record of the embedding itself: no backward hook fires at the leaf of the graph."""
+    return torch.where(mask[..., None], product_of(leaf, grad), 0.0)
 
 
 def _want_heads_and_flow(graph: ModelGraph, recorder: Recorder) -> None:

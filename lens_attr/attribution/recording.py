@@ -88,7 +88,7 @@ class Recorder:
         self._probes: dict[str, Probe] = {}
         self._stack = ExitStack()
 
-    def want(self, point: Point, key: str, reduce: Reduce = lambda product: product) -> None:
+    def want(self, point: Point, key: str, reduce: Reduce) -> None:
         """Record ``reduce(activation x gradient)`` at a point under ``key``."""
         probe = self._probes.setdefault(point.name, Probe(point, self.mask))
         probe.reduces[key] = reduce

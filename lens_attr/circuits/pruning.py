@@ -160,8 +160,7 @@ def _logit_diffs(
     found = []
     with heads_removed(graph, heads, fill):
         for batch, target in batches:
-            mask = batch.attention_mask if batch.padded else None
-            logits = graph.logits_at(batch.token_ids, mask, target.position)
+            logits = graph.logits_at(batch.token_ids, batch.padding_mask, target.position)
             found.append(target.score(logits, target).double().cpu())
     return torch.cat(found).numpy()
 
@@ -180,7 +179,6 @@ def _mean_z(graph: ModelGraph, batches: Sequence[Batch]) -> Float[Tensor, "layer
             for layer, point in enumerate(points):
                 hook = partial(add, layer, batch.attention_mask)
                 stack.callback(point.on_forward(hook))
-            mask = batch.attention_mask if batch.padded else None
-            graph.logits_at(batch.token_ids, mask, target.position)
+            graph.logits_at(batch.token_ids, batch.padding_mask, target.position)
     n = sum(int(batch.attention_mask.sum()) for batch, _ in batches)
     return torch.stack(sums) / n

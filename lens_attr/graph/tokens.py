@@ -41,9 +41,9 @@ class TokenBatch:
         return self.attention_mask.sum(dim=1).tolist()
 
     @property
-    def padded(self) -> bool:
-        """Whether any example carries padding."""
-        return not bool(self.attention_mask.all())
+    def padding_mask(self) -> Bool[Tensor, "batch pos"] | None:
+        """The attention mask, None where no example carries padding."""
+        return None if bool(self.attention_mask.all()) else self.attention_mask
 
     def rows(
         self, index: Sequence[int], columns: Int[Tensor, " columns"] | None = None
