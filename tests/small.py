@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from typing import Any
 
 import jaxtyping
@@ -45,11 +45,9 @@ def run(model: Any, ids: Tensor, position: int = -1) -> tuple[Tensor, Tensor]:
         return leaves[0]
 
     (embed,) = resolve(model).points("embed")
-    undo = embed.on_forward(make_leaf)
-    try:
+    with ExitStack() as stack:
+        embed.on_forward(make_leaf, stack)
         logits = model(ids)
-    finally:
-        undo()
     return logits[0, position, 6] - logits[0, position, 8], leaves[0]
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from contextlib import ExitStack
 from typing import Any
 
 import pytest
@@ -392,10 +393,10 @@ def test_full_embeddings_add_the_position(name: str) -> None:
     graph = resolve(small.model(name))
     others = [point for role in ("pos_embed", "type_embed") for point in graph.points(role)]
     added: list[Tensor] = []
-    undo = [point.on_forward(lambda value: added.append(value.detach())) for point in others]
-    _, gradient = by_hand(name, text, rules)
-    for remove in undo:
-        remove()
+    with ExitStack() as stack:
+        for point in others:
+            point.on_forward(lambda value: added.append(value.detach()), stack)
+        _, gradient = by_hand(name, text, rules)
     full, token = (explain(name, text, embeddings=which) for which in ("full", "token"))
     position = sum(added[: len(others)], torch.zeros_like(gradient))
     same(full.tokens - token.tokens, (gradient * position).sum(dim=-1).reshape(1, -1))

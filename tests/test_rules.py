@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
+from contextlib import ExitStack
 from dataclasses import dataclass
 from functools import cache
 from typing import Any
@@ -140,10 +141,10 @@ def test_a_hook_that_never_fires_is_an_error(
     explain(model, "attnlrp", IDS)
 
 
-def deaf_at(name: str) -> Callable[[HookedPoint, Any], Any]:
+def deaf_at(name: str) -> Callable[..., None]:
     """`HookedPoint.on_backward`, but at one point it attaches nothing."""
     attach = HookedPoint.on_backward
-    return lambda point, hook: (lambda: None) if point.name == name else attach(point, hook)
+    return lambda point, *rest: None if point.name == name else attach(point, *rest)
 
 
 # ------------------------------------------------------------- three ways to use the same rules
@@ -158,12 +159,10 @@ def tokens_by_hand(model: Any, ids: Tensor, position: int) -> Tensor:
         leaves.append(embedding.detach().requires_grad_())
         return leaves[-1]
 
-    undo = embed.on_forward(make_leaf)
-    try:
+    with ExitStack() as stack:
+        embed.on_forward(make_leaf, stack)
         logits = model(ids)[0, position]
         (grad,) = torch.autograd.grad(logits[TARGET.token] - logits[TARGET.foil], leaves)
-    finally:
-        undo()
     return (leaves[0] * grad).sum(dim=-1)
 
 

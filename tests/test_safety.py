@@ -6,7 +6,7 @@ import itertools
 import re
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager, suppress
+from contextlib import ExitStack, contextmanager, suppress
 from typing import Any
 
 import pytest
@@ -482,9 +482,11 @@ def test_a_partial_forward_is_tolerated(name: str) -> None:
     def first_block() -> Tensor:
         (embed,) = resolve(model).points("embed")
         leaves: list[Tensor] = []
-        undo = embed.on_forward(lambda e: leaves.append(e.detach().requires_grad_()) or leaves[0])
-        residual = model(IDS, stop_at_layer=1)
-        undo()
+        with ExitStack() as stack:
+            embed.on_forward(
+                lambda e: leaves.append(e.detach().requires_grad_()) or leaves[0], stack
+            )
+            residual = model(IDS, stop_at_layer=1)
         return torch.autograd.grad(residual[0, -1].sum(), leaves[0])[0]
 
     with la.rules.lrp().on(model) as session:

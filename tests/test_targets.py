@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import warnings
+from contextlib import ExitStack
 from functools import cache
 from typing import Any
 
@@ -228,9 +229,9 @@ def test_gradient_x_input_is_a_directional_derivative(name: str, make: Any, by_h
             return embedding * scales[:, :, None]
 
         (embed,) = resolve(model).points("embed")
-        undo = embed.on_forward(scale_one_token_per_row)
-        logits = model(found.token_ids.expand(2 * n, n))[:, found.position[0]]
-        undo()
+        with ExitStack() as stack:
+            embed.on_forward(scale_one_token_per_row, stack)
+            logits = model(found.token_ids.expand(2 * n, n))[:, found.position[0]]
         up, down = by_hand(logits).split(n)
     assert found.tokens.dtype == torch.float64
     torch.testing.assert_close(found.tokens[0], (up - down) / (2 * h), rtol=1e-6, atol=1e-8)

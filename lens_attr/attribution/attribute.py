@@ -5,7 +5,6 @@ from __future__ import annotations
 import importlib.metadata
 import warnings
 from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import replace
 from typing import Any
 
 import torch
@@ -16,14 +15,9 @@ from torch import Tensor
 
 from lens_attr._version import __version__
 from lens_attr.attribution.comparison import Comparison
-from lens_attr.attribution.gradients import (
-    Baseline,
-    Embeddings,
-    Explained,
-    GradientOptions,
-    explain,
-    refuse_misfit,
-)
+from lens_attr.attribution.embeddings import Baseline, Embeddings
+from lens_attr.attribution.explainer import Explained, Explainer
+from lens_attr.attribution.gradients import OWN_OPTIONS, GradientTimesInput
 from lens_attr.attribution.registry import method as method_named
 from lens_attr.attribution.relevance import Relevance
 from lens_attr.errors import InputError, Notice, UnsupportedModelError
@@ -43,18 +37,19 @@ def attribute(
     target: Target | None = None,
     method: str | RuleSet = "attnlrp",
     *,
-    embeddings: Embeddings = "full",
+    embeddings: Embeddings | None = None,
     baseline: Baseline = None,
     record: Sequence[str] = (),
     batch_size: int | None = None,
     attention_mask: Bool[Tensor, "batch pos"] | Int[Tensor, "batch pos"] | None = None,
     progress: bool | None = None,
-    **switches: Any,
+    **options: Any,
 ) -> Relevance:
     """Which tokens and heads made this prediction.
 
-    One forward and one modified backward per batch; the logits never change, and nothing is left
-    on the model: no hooks, flags or gradients.
+    The logits never change, and nothing is left on the model: no hooks, flags or gradients.
+    Methods made of rules take one forward and one modified backward per batch; what others cost
+    stands in ``la.methods()``.
 
     Args:
         model: a HookedTransformer, HookedEncoder or TransformerBridge.
@@ -62,7 +57,7 @@ def attribute(
         target: what is explained, e.g. ``la.LogitDiff(" are", " is")``; default: the top logit.
         method: a name from ``la.methods()``, or a `RuleSet` of your own.
         embeddings: ``"full"`` explains token plus position embedding, ``"token"`` the token's
-            alone.
+            alone; default: the method's own.
         baseline: subtracted from the embedding: None for zero, a token (``" "`` in GIM's
             published setting), an id, or a tensor [d_model], [pos, d_model] or [batch, pos,
             d_model].
@@ -71,7 +66,8 @@ def attribute(
         batch_size: explain this many examples at a time, with a progress bar.
         attention_mask: for token ids with padding; True or 1 where a token is real.
         progress: show the bar or not; default: where there is more than one batch.
-        switches: of the preset, e.g. ``temperature=3.0`` for ``"gim"``.
+        options: of the method, e.g. ``temperature=3.0`` for ``"gim"``, ``steps=50`` for
+            ``"integrated_gradients"``.
 
     Returns:
         The relevance of every token, head and recorded place, in units of the target.
@@ -84,24 +80,22 @@ def attribute(
         NonFiniteError: NaN or infinite logits or relevance.
     """
     graph = resolve(model)
-    _check_options(target, embeddings, batch_size)
+    _check_arguments(target, batch_size)
+    chosen = {"embeddings": embeddings, "baseline": baseline, "record": record or None}
+    options |= {name: value for name, value in chosen.items() if value is not None}
+    explainer = _explainer(method, options)
     target = target or TopLogit()
-    rules = _rules(method, switches)
     batch = tokenize(graph, text, attention_mask)
     copies = target.copies(batch)
     batch = batch.rows([0] * copies) if copies != 1 else batch
     resolved = target.resolve(graph, batch)
-    options = GradientOptions(rules, embeddings, baseline, record)
-    refuse_misfit(graph, baseline, batch)
-    keep_width = bool(record) or resolved.full is not None or isinstance(baseline, Tensor)
+    explainer.refuse(graph, batch)
+    keep_width = explainer.keep_width or resolved.full is not None
     rows = _row_groups(len(batch), batch_size, progress)
-    parts = [_explain_rows(graph, batch, resolved, options, index, keep_width) for index in rows]
-    metadata = _metadata(graph, options, parts[0])
-    notices = [
-        *resolved.notices,
-        *_degenerate(graph, options, parts[0]),
-        *_processed(metadata["model"]["weight_processing"]),
-    ]
+    parts = [_explain_rows(graph, batch, resolved, explainer, index, keep_width) for index in rows]
+    metadata = _metadata(graph, explainer, parts[0])
+    found = [*resolved.notices, *(notice for part in parts for notice in part.notices)]
+    notices = [*dict.fromkeys(found), *_processed(metadata["model"]["weight_processing"])]
     for notice in notices:
         warnings.warn(notice, Notice, stacklevel=2)
     return _assemble(graph, batch, resolved, parts, method, metadata | {"notices": notices})
@@ -140,42 +134,28 @@ def compare(
     return Comparison(results)
 
 
-def _check_options(target: Any, embeddings: str, batch_size: int | None) -> None:
+def _check_arguments(target: Any, batch_size: Any) -> None:
     if target is not None and not isinstance(target, Target):
         raise InputError(
             f"target must be la.Logit, la.LogitDiff, la.LogProb, la.TopLogit or la.Metric, got "
             f"{type(target).__name__}: write la.Logit({target!r})."
         )
-    if embeddings not in ("full", "token"):
-        raise InputError(f"embeddings must be 'full' or 'token', got {embeddings!r}.")
-    if batch_size is not None and batch_size < 1:
-        raise InputError(f"batch_size must be at least 1, got {batch_size}.")
+    if batch_size is not None and (not isinstance(batch_size, int) or batch_size < 1):
+        raise InputError(f"batch_size must be a whole number of at least 1, got {batch_size!r}.")
 
 
-def _rules(method: str | RuleSet, switches: dict[str, Any]) -> RuleSet:
-    if not isinstance(method, (str, RuleSet)):
+def _explainer(method: Any, options: dict[str, Any]) -> Explainer:
+    if isinstance(method, str):
+        return method_named(method).explainer(**options)
+    if not isinstance(method, RuleSet):
         raise InputError(
             f"method must be a name or a RuleSet, got {type(method).__name__}; wrap a single rule: "
             "la.rules.gradient() + rule."
         )
-    if isinstance(method, RuleSet):
-        if switches:
-            raise InputError(f"switches {sorted(switches)} go with a method's name, not a RuleSet.")
-        return method
-    return method_named(method).rules(**switches)
-
-
-def _degenerate(graph: ModelGraph, options: GradientOptions, part: Explained) -> list[str]:
-    """A LayerNorm right after the embeddings makes their plain gradient x input zero."""
-    embedding_norms = {p.name for p in graph.points("norm_scale") if p.name.startswith("embed")}
-    zero_baseline = options.baseline is None and options.embeddings == "full"
-    if not embedding_norms or embedding_norms & set(part.fired) or not zero_baseline:
-        return []
-    return [
-        "the embeddings pass a LayerNorm first, which does not change when they are scaled: with "
-        "its true gradient the relevance of the full embedding is zero up to rounding. Use "
-        'embeddings="token", a baseline, or a method that freezes norms (lrp, attnlrp).'
-    ]
+    extra = sorted(options.keys() - set(OWN_OPTIONS))
+    if extra:
+        raise InputError(f"switches {extra} go with a method's name, not a RuleSet.")
+    return GradientTimesInput(rules=method, **options)
 
 
 def _processed(processing: Sequence[str]) -> list[str]:
@@ -201,7 +181,7 @@ def _explain_rows(
     graph: ModelGraph,
     batch: TokenBatch,
     target: Resolved,
-    options: GradientOptions,
+    explainer: Explainer,
     index: list[int],
     keep_width: bool,
 ) -> Explained:
@@ -211,9 +191,7 @@ def _explain_rows(
     columns = used.nonzero().flatten()
     aimed = target.rows(index)
     aimed = aimed.at(torch.searchsorted(columns, aimed.position))
-    if isinstance(options.baseline, Tensor) and options.baseline.shape[:-2] == (len(batch),):
-        options = replace(options, baseline=options.baseline[index])
-    part = explain(graph, batch.rows(index, columns), aimed, options)
+    part = explainer.rows(index, len(batch)).explain(graph, batch.rows(index, columns), aimed)
     return _widen(part, columns, batch.token_ids.shape[1])
 
 
@@ -222,6 +200,7 @@ def _widen(part: Explained, columns: Int[Tensor, " columns"], width: int) -> Exp
     if len(columns) < width:
         tokens = part.tokens.new_zeros(len(part.tokens), width)
         part.tokens = tokens.index_copy(1, columns, part.tokens)
+    if len(columns) < width and part.head_tokens is not None:
         batch, layers, _, heads = part.head_tokens.shape
         empty = part.head_tokens.new_zeros(batch, layers, width, heads)
         part.head_tokens = empty.index_copy(2, columns, part.head_tokens)
@@ -232,6 +211,15 @@ def _join(parts: Sequence[Tensor]) -> Tensor:
     return torch.cat([part.detach().cpu() for part in parts])
 
 
+def _join_if_any(parts: Sequence[Tensor | None]) -> Tensor | None:
+    present = [part for part in parts if part is not None]
+    return _join(present) if present else None
+
+
+def _join_each(parts: Sequence[dict[str, Tensor]]) -> dict[str, Tensor]:
+    return {key: _join([part[key] for part in parts]) for key in parts[0]}
+
+
 def _assemble(
     graph: ModelGraph,
     batch: TokenBatch,
@@ -240,7 +228,6 @@ def _assemble(
     method: str | RuleSet,
     metadata: dict[str, Any],
 ) -> Relevance:
-    first = parts[0]
     return Relevance(
         tokens=_join([part.tokens for part in parts]),
         token_ids=batch.token_ids.cpu(),
@@ -251,24 +238,21 @@ def _assemble(
         position=target.position.cpu(),
         method=method if isinstance(method, str) else method.name,
         unit=target.unit,
-        head_tokens=_join([part.head_tokens for part in parts]),
-        heads_relu_dim=_join([part.heads_relu_dim for part in parts]),
-        records={key: _join([part.records[key] for part in parts]) for key in first.records},
-        flow={key: _join([part.flow[key] for part in parts]) for key in first.flow},
+        head_tokens=_join_if_any([part.head_tokens for part in parts]),
+        heads_relu_dim=_join_if_any([part.heads_relu_dim for part in parts]),
+        records=_join_each([part.records for part in parts]),
+        flow=_join_each([part.flow for part in parts]),
+        extra=_join_each([part.extra for part in parts]),
         metadata=metadata,
     )
 
 
-def _metadata(graph: ModelGraph, options: GradientOptions, part: Explained) -> dict[str, Any]:
-    baseline = options.baseline
-    shown = f"tensor {list(baseline.shape)}" if isinstance(baseline, Tensor) else baseline
+def _metadata(graph: ModelGraph, explainer: Explainer, part: Explained) -> dict[str, Any]:
     libraries = ("torch", "transformer-lens", "transformers")
     return {
         "model": graph.describe(),
-        "rules": options.rules.describe(),
-        "fired": {"points": len(part.fired), "backward_calls": sum(part.fired.values())},
-        "embeddings": options.embeddings,
-        "baseline": shown,
+        **explainer.describe(),
+        **part.metadata,
         "prepend_bos": bool(getattr(graph.cfg, "default_prepend_bos", False)),
         "versions": {"lens_attr": __version__}
         | {name: importlib.metadata.version(name) for name in libraries},

@@ -94,11 +94,13 @@ class Recorder:
         probe.reduces[key] = reduce
 
     def __enter__(self) -> Recorder:
-        with ExitStack() as stack:
+        try:
             for probe in self._probes.values():
-                stack.callback(probe.point.on_forward(probe.read_activation))
-                stack.callback(probe.point.on_backward(probe.read_gradient))
-            self._stack = stack.pop_all()
+                probe.point.on_forward(probe.read_activation, self._stack)
+                probe.point.on_backward(probe.read_gradient, self._stack)
+        except BaseException:
+            self._stack.close()
+            raise
         return self
 
     def __exit__(self, *error: object) -> None:

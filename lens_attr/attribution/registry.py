@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, fields
+from functools import partial
+from typing import Any
 
 import pandas as pd
 
 from lens_attr import rules
+from lens_attr.attribution.explainer import Explainer
+from lens_attr.attribution.gradients import preset_explainer
 from lens_attr.errors import InputError, did_you_mean
-from lens_attr.rules import RuleSet
 
 
 @dataclass(frozen=True)
@@ -24,7 +27,7 @@ class Method:
         conserves: whether the relevance sums to the target, and when.
         cost: in forwards and backwards per batch.
         source: where it was published.
-        rules: its rules, from switches.
+        make: the explainer, from its options.
     """
 
     name: str
@@ -34,7 +37,22 @@ class Method:
     conserves: str
     cost: str
     source: str
-    rules: Callable[..., RuleSet]
+    make: Callable[..., Explainer]
+
+    def explainer(self, **options: Any) -> Explainer:
+        """The method with some of its options set.
+
+        Raises:
+            InputError: an option it does not have, or a value it does not take.
+        """
+        if isinstance(self.make, type):
+            known = [field.name for field in fields(self.make)]
+            for option in options:
+                if option not in known:
+                    raise InputError(
+                        f"{self.name} has no option {option!r}; {did_you_mean(option, known)}"
+                    )
+        return self.make(**options)
 
 
 EVERY_FAMILY = "every supported family"
@@ -51,7 +69,7 @@ METHODS: dict[str, Method] = {
             "no",
             ONE_PASS,
             "Denil et al. 2014; LRPx",
-            rules.gradient,
+            partial(preset_explainer, rules.gradient),
         ),
         Method(
             "lrp",
@@ -61,7 +79,7 @@ METHODS: dict[str, Method] = {
             "yes, on models without biases",
             ONE_PASS,
             "Ali et al. 2022; LRPx (Arras et al. 2025)",
-            rules.lrp,
+            partial(preset_explainer, rules.lrp),
         ),
         Method(
             "attnlrp",
@@ -71,7 +89,7 @@ METHODS: dict[str, Method] = {
             "no (softmax)",
             ONE_PASS,
             "Achtibat et al. 2024, arXiv 2402.05602",
-            rules.attnlrp,
+            partial(preset_explainer, rules.attnlrp),
         ),
         Method(
             "gim",
@@ -81,7 +99,7 @@ METHODS: dict[str, Method] = {
             "no",
             ONE_PASS,
             "Edin et al. 2025, arXiv 2505.17630",
-            rules.gim,
+            partial(preset_explainer, rules.gim),
         ),
         Method(
             "relp",
@@ -91,7 +109,7 @@ METHODS: dict[str, Method] = {
             "no",
             ONE_PASS,
             "Jafari et al. 2025",
-            rules.relp,
+            partial(preset_explainer, rules.relp),
         ),
     )
 }
@@ -111,7 +129,7 @@ class MethodTable:
 
     def to_pandas(self) -> pd.DataFrame:
         """One row per method."""
-        rows = [{k: v for k, v in asdict(m).items() if k != "rules"} for m in self]
+        rows = [{k: v for k, v in asdict(m).items() if k != "make"} for m in self]
         return pd.DataFrame(rows)
 
     def to_markdown(self) -> str:

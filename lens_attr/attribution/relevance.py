@@ -48,6 +48,7 @@ class Relevance:
         heads_relu_dim: the ``relu_dim`` pooling, which cannot be derived from ``head_tokens``.
         records: activation x arriving gradient at every recorded role or hook point.
         flow: relevance summed over all positions at the joints of every block, for `check`.
+        extra: parts that belong to one method alone (emphasis factors, per-layer terms, ...).
         metadata: everything needed to say how this was made (model, rules, options, versions).
     """
 
@@ -64,13 +65,14 @@ class Relevance:
     heads_relu_dim: Float[Tensor, "B L H"] | None = None
     records: Mapping[str, Tensor] = field(default_factory=dict)
     flow: Mapping[str, Tensor] = field(default_factory=dict)
+    extra: Mapping[str, Tensor] = field(default_factory=dict)
     metadata: Mapping[str, Any] = field(default_factory=dict)
 
     def __len__(self) -> int:
         return len(self.str_tokens)
 
     def __getitem__(self, example: int) -> Relevance:
-        """One example on its own, without its padding. Records keep their padded layout."""
+        """One example without its padding; records and extras keep their padded layout."""
         if not -len(self) <= example < len(self):
             raise InputError(f"example {example} is out of range: there are {len(self)}.")
         example %= len(self)
@@ -90,6 +92,7 @@ class Relevance:
             heads_relu_dim=None if self.heads_relu_dim is None else self.heads_relu_dim[keep],
             records={name: value[keep] for name, value in self.records.items()},
             flow={name: value[keep] for name, value in self.flow.items()},
+            extra={name: value[keep] for name, value in self.extra.items()},
         )
 
     def __iter__(self) -> Iterator[Relevance]:

@@ -6,7 +6,6 @@ import hashlib
 import json
 import os
 import tempfile
-from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -22,7 +21,7 @@ if TYPE_CHECKING:
 FORMAT = 1
 TENSORS = ("tokens", "token_ids", "attention_mask", "target_value", "position")
 OPTIONAL = ("head_tokens", "heads_relu_dim")
-MAPPINGS = ("records", "flow")
+MAPPINGS = ("records", "flow", "extra")
 PLAIN = ("str_tokens", "target", "method", "unit")
 
 
@@ -36,6 +35,7 @@ def save_parts(relevance: Relevance) -> tuple[dict[str, Tensor], dict[str, Any]]
         tensors |= {f"{mapping}/{name}": value for name, value in entries.items()}
     plain = {name: getattr(relevance, name) for name in PLAIN}
     plain["metadata"] = dict(relevance.metadata)
+    plain["order"] = {mapping: list(getattr(relevance, mapping)) for mapping in MAPPINGS}
     return {name: value.contiguous() for name, value in tensors.items()}, plain
 
 
@@ -90,12 +90,9 @@ def load_fields(directory: Path) -> dict[str, Any]:
     fields: dict[str, Any] = {name: plain[name] for name in (*PLAIN, "metadata")}
     fields |= {name: tensors.get(name) for name in (*TENSORS, *OPTIONAL)}
     for mapping in MAPPINGS:
-        fields[mapping] = _under(tensors, f"{mapping}/")
+        names = plain["order"][mapping]
+        fields[mapping] = {name: tensors[f"{mapping}/{name}"] for name in names}
     return fields
-
-
-def _under(tensors: Mapping[str, Tensor], prefix: str) -> dict[str, Tensor]:
-    return {n.removeprefix(prefix): v for n, v in tensors.items() if n.startswith(prefix)}
 
 
 def _read_json(path: Path) -> dict[str, Any]:
@@ -105,7 +102,7 @@ def _read_json(path: Path) -> dict[str, Any]:
         raise SavedResultError(f"no saved relevance at {path.parent}: {error}") from error
     except ValueError as error:
         raise SavedResultError(f"{path} is truncated or no json: {error}") from error
-    wanted = {*PLAIN, "metadata", "sha256", "format"}
+    wanted = {*PLAIN, "metadata", "order", "sha256", "format"}
     if not isinstance(plain, dict) or wanted - set(plain):
         raise SavedResultError(f"{path} is not a saved Relevance.")
     if plain["format"] != FORMAT:

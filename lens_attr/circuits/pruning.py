@@ -141,7 +141,7 @@ def heads_removed(
     with ExitStack() as stack:
         for layer, removed in by_layer.items():
             value = None if fill is None else fill[layer, removed]
-            stack.callback(points[layer].on_forward(partial(_replace, removed, value)))
+            points[layer].on_forward(partial(_replace, removed, value), stack)
         yield
 
 
@@ -177,8 +177,7 @@ def _mean_z(graph: ModelGraph, batches: Sequence[Batch]) -> Float[Tensor, "layer
     for batch, target in batches:
         with ExitStack() as stack:
             for layer, point in enumerate(points):
-                hook = partial(add, layer, batch.attention_mask)
-                stack.callback(point.on_forward(hook))
+                point.on_forward(partial(add, layer, batch.attention_mask), stack)
             graph.logits_at(batch.token_ids, batch.padding_mask, target.position)
     n = sum(int(batch.attention_mask.sum()) for batch, _ in batches)
     return torch.stack(sums) / n

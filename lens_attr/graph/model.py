@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import fnmatch
 import importlib
+from contextlib import ExitStack
 from dataclasses import dataclass
 from functools import cached_property
 from typing import Any, Literal
@@ -244,11 +245,9 @@ class ModelGraph:
         """Logits of one position per example; the others are never unembedded."""
         rows = torch.arange(len(position), device=position.device)
         (unembed_in,) = self.points("unembed_in")
-        undo = unembed_in.on_forward(lambda stream: stream[rows, position][:, None])
-        try:
+        with ExitStack() as stack:
+            unembed_in.on_forward(lambda stream: stream[rows, position][:, None], stack)
             return self.forward(token_ids, attention_mask)[:, 0]
-        finally:
-            undo()
 
     def token_embedding(self, token_id: int) -> Float[Tensor, " d_model"]:
         """The embedding of one token, as it stands at the ``embed`` point."""

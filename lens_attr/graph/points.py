@@ -9,7 +9,7 @@ from __future__ import annotations
 import re
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Collection, Iterable
-from contextlib import suppress
+from contextlib import ExitStack
 from dataclasses import dataclass
 from typing import Any, Literal, get_args
 
@@ -52,7 +52,7 @@ ROLES: tuple[Role, ...] = get_args(Role)
 TensorHook = Callable[[Tensor], "Tensor | None"]
 """Reads an activation (or a gradient); what it returns, if anything, replaces it."""
 
-Undo = Callable[[], None]
+Direction = Literal["fwd", "bwd"]
 
 
 @dataclass(frozen=True)
@@ -68,15 +68,15 @@ class Point(ABC):
         return int(match[1]) if match else None
 
     @abstractmethod
-    def on_forward(self, hook: TensorHook) -> Undo:
-        """Call ``hook`` with the activation of every forward until the returned undo is called."""
+    def on_forward(self, hook: TensorHook, stack: ExitStack) -> None:
+        """Call ``hook`` with the activation of every forward until ``stack`` closes."""
 
     @abstractmethod
-    def on_backward(self, hook: TensorHook) -> Undo:
+    def on_backward(self, hook: TensorHook, stack: ExitStack) -> None:
         """Call ``hook`` with the gradient arriving here, for forwards run from now on."""
 
     @abstractmethod
-    def guard(self, on_change: Callable[[], None]) -> Undo:
+    def guard(self, on_change: Callable[[], None], stack: ExitStack) -> None:
         """Call ``on_change`` when a backward hook that is already here changes the gradient."""
 
     @abstractmethod
@@ -84,15 +84,8 @@ class Point(ABC):
         """The hooks that `on_backward` attached here and that are still attached."""
 
 
-def _marked(adapter: Any, hook: TensorHook) -> Any:
-    """``adapter``, remembering the hook it stands for."""
-    adapter.lens_attr_hook = hook
-    return adapter
-
-
 def _own(adapters: Iterable[Any]) -> list[TensorHook]:
-    found = (getattr(adapter, "lens_attr_hook", None) for adapter in adapters)
-    return [hook for hook in found if hook is not None]
+    return [adapter.tensor_hook for adapter in adapters if isinstance(adapter, _Adapter)]
 
 
 def _no_change(hook: Any, on_change: Callable[[], None]) -> Any:
@@ -107,8 +100,8 @@ def _no_change(hook: Any, on_change: Callable[[], None]) -> Any:
 
 
 def _guard_backward_hooks(
-    module: nn.Module, ours: Collection[int], on_change: Callable[[], None]
-) -> Undo:
+    module: nn.Module, ours: Collection[int], on_change: Callable[[], None], stack: ExitStack
+) -> None:
     """Wrap the module's present backward hooks, but for ours and those guarded already."""
     table = module._backward_hooks
     originals = {
@@ -123,8 +116,54 @@ def _guard_backward_hooks(
             if table.get(key) is guarded[key]:
                 table[key] = hook
 
+    stack.callback(undo)
     table.update(guarded)
-    return undo
+
+
+class _Adapter(ABC):
+    """One attached hook. Its removal is registered first and finds whatever was attached.
+
+    So Ctrl-C at any instant leaves nothing behind, not even halfway through an ``add_hook``.
+    """
+
+    def __init__(self, tensor_hook: TensorHook) -> None:
+        self.tensor_hook = tensor_hook
+
+    @abstractmethod
+    def remove(self) -> None:
+        """Detach, if attached."""
+
+
+class _LensAdapter(_Adapter):
+    """A hook in the signature of TransformerLens's HookPoint."""
+
+    def __init__(self, point: HookedPoint, tensor_hook: TensorHook, direction: Direction) -> None:
+        super().__init__(tensor_hook)
+        self.point = point
+        self.direction: Direction = direction
+
+    def __call__(self, tensor: Any, hook: Any) -> Tensor | None:
+        if not isinstance(tensor, Tensor):
+            raise UnsupportedModelError(
+                f"{self.point.name} hands its {self.direction} hooks a {type(tensor).__name__}, "
+                "not a tensor: this model cannot be explained through it."
+            )
+        return self.tensor_hook(tensor)
+
+    def __repr__(self) -> str:
+        """TransformerLens names the torch hook after this, which is how `remove` finds it."""
+        return f"lens_attr hook {id(self)}"
+
+    def remove(self) -> None:
+        """See `_Adapter`."""
+        hook_point = self.point.hook_point
+        forward = self.direction == "fwd"
+        handles = hook_point.fwd_hooks if forward else hook_point.bwd_hooks
+        handles[:] = [handle for handle in handles if handle.user_hook is not self]
+        table = hook_point._forward_hooks if forward else hook_point._backward_hooks
+        for key, torch_hook in list(table.items()):
+            if getattr(torch_hook, "__name__", None) == repr(self):
+                del table[key]
 
 
 @dataclass(frozen=True)
@@ -133,46 +172,27 @@ class HookedPoint(Point):
 
     hook_point: HookPoint
 
-    def on_forward(self, hook: TensorHook) -> Undo:
+    def on_forward(self, hook: TensorHook, stack: ExitStack) -> None:
         """See `Point`."""
-        return self._attach(hook, "fwd")
+        self._attach(hook, "fwd", stack)
 
-    def on_backward(self, hook: TensorHook) -> Undo:
+    def on_backward(self, hook: TensorHook, stack: ExitStack) -> None:
         """See `Point`."""
+        self._attach(hook, "bwd", stack)
 
-        return self._attach(hook, "bwd")
-
-    def guard(self, on_change: Callable[[], None]) -> Undo:
+    def guard(self, on_change: Callable[[], None], stack: ExitStack) -> None:
         """See `Point`."""
         ours = {h.hook.id for h in self.hook_point.bwd_hooks if _own([h.user_hook])}
-        return _guard_backward_hooks(self.hook_point, ours, on_change)
+        _guard_backward_hooks(self.hook_point, ours, on_change, stack)
 
     def own_backward_hooks(self) -> list[TensorHook]:
         """See `Point`."""
         return _own(handle.user_hook for handle in self.hook_point.bwd_hooks)
 
-    def _attach(self, tensor_hook: TensorHook, direction: Literal["fwd", "bwd"]) -> Undo:
-        def adapter(tensor: Any, hook: HookPoint) -> Tensor | None:
-            if not isinstance(tensor, Tensor):
-                raise UnsupportedModelError(
-                    f"{self.name} hands its {direction} hooks a {type(tensor).__name__}, not a "
-                    "tensor: this model cannot be explained through it."
-                )
-            return tensor_hook(tensor)
-
-        def undo() -> None:
-            handles = getattr(self.hook_point, f"{direction}_hooks")
-            for handle in [h for h in handles if h.user_hook is adapter]:
-                handle.hook.remove()
-                with suppress(ValueError):
-                    handles.remove(handle)
-
-        try:
-            self.hook_point.add_hook(_marked(adapter, tensor_hook), dir=direction)
-        except BaseException:
-            undo()
-            raise
-        return undo
+    def _attach(self, hook: TensorHook, direction: Direction, stack: ExitStack) -> None:
+        adapter = _LensAdapter(self, hook, direction)
+        stack.callback(adapter.remove)
+        self.hook_point.add_hook(adapter, dir=direction)
 
 
 @dataclass(frozen=True)
@@ -186,37 +206,61 @@ class ModulePoint(Point):
     module: nn.Module
     side: Literal["input", "output"]
 
-    def on_forward(self, hook: TensorHook) -> Undo:
+    def on_forward(self, hook: TensorHook, stack: ExitStack) -> None:
         """See `Point`."""
-        if self.side == "input":
-            pre_hook = self.module.register_forward_pre_hook(lambda _, args: hook(args[0]))
-            return pre_hook.remove
+        self._attach(hook, "fwd", stack)
 
-        def read_output(module: nn.Module, args: Any, output: Any) -> Tensor | None:
-            return hook(output)
-
-        return self.module.register_forward_hook(read_output).remove
-
-    def on_backward(self, hook: TensorHook) -> Undo:
+    def on_backward(self, hook: TensorHook, stack: ExitStack) -> None:
         """See `Point`."""
+        self._attach(hook, "bwd", stack)
 
-        def adapter(module: nn.Module, grads: Any, *_: Any) -> tuple[Tensor] | None:
-            result = hook(grads[0])
-            return None if result is None else (result,)
-
-        if self.side == "input":
-            return self.module.register_full_backward_hook(_marked(adapter, hook)).remove
-        return self.module.register_full_backward_pre_hook(_marked(adapter, hook)).remove
-
-    def guard(self, on_change: Callable[[], None]) -> Undo:
+    def guard(self, on_change: Callable[[], None], stack: ExitStack) -> None:
         """See `Point`."""
         ours = {key for key, hook in self.module._backward_hooks.items() if _own([hook])}
-        return _guard_backward_hooks(self.module, ours, on_change)
+        _guard_backward_hooks(self.module, ours, on_change, stack)
 
     def own_backward_hooks(self) -> list[TensorHook]:
         """See `Point`."""
-        side = "_backward_hooks" if self.side == "input" else "_backward_pre_hooks"
-        return _own(getattr(self.module, side).values())
+        return _own(self._table("bwd").values())
+
+    def _table(self, direction: Direction) -> dict[int, Any]:
+        return getattr(self.module, f"_{MODULE_HOOKS[self.side, direction]}s")
+
+    def _attach(self, hook: TensorHook, direction: Direction, stack: ExitStack) -> None:
+        adapter = _ModuleAdapter(self, hook, direction)
+        stack.callback(adapter.remove)
+        kind = MODULE_HOOKS[self.side, direction]
+        register = f"register_full_{kind}" if direction == "bwd" else f"register_{kind}"
+        getattr(self.module, register)(adapter)
+
+
+class _ModuleAdapter(_Adapter):
+    """A hook in the signature of one of torch's four kinds of module hooks."""
+
+    def __init__(self, point: ModulePoint, tensor_hook: TensorHook, direction: Direction) -> None:
+        super().__init__(tensor_hook)
+        self.point = point
+        self.direction: Direction = direction
+
+    def __call__(self, module: nn.Module, inputs: Any, output: Any = None) -> Any:
+        reads_output = (self.point.side, self.direction) == ("output", "fwd")
+        result = self.tensor_hook(output if reads_output else inputs[0])
+        return (result,) if self.direction == "bwd" and result is not None else result
+
+    def remove(self) -> None:
+        """See `_Adapter`."""
+        table = self.point._table(self.direction)
+        for key in [key for key, hook in table.items() if hook is self]:
+            del table[key]
+
+
+MODULE_HOOKS: dict[tuple[str, str], str] = {
+    ("input", "fwd"): "forward_pre_hook",
+    ("output", "fwd"): "forward_hook",
+    ("input", "bwd"): "backward_hook",
+    ("output", "bwd"): "backward_pre_hook",
+}
+"""Which of torch's hooks sees the input or output of a module, or the gradient there."""
 
 
 @dataclass(frozen=True)

@@ -58,14 +58,11 @@ def probe_backward(graph: ModelGraph) -> None:
         leaves.append(embedding.detach().requires_grad_())
         return leaves[-1]
 
-    with torch.inference_mode(False), torch.enable_grad():
-        undo = embed.on_forward(make_leaf)
-        try:
-            logits = graph.forward(probe_tokens(graph), None)[:, -1].double()
-            weights = torch.linspace(-1, 1, logits.shape[-1], device=logits.device).double()
-            torch.autograd.grad((logits @ weights).sum(), leaves[-1])
-        finally:
-            undo()
+    with torch.inference_mode(False), torch.enable_grad(), ExitStack() as stack:
+        embed.on_forward(make_leaf, stack)
+        logits = graph.forward(probe_tokens(graph), None)[:, -1].double()
+        weights = torch.linspace(-1, 1, logits.shape[-1], device=logits.device).double()
+        torch.autograd.grad((logits @ weights).sum(), leaves[-1])
 
 
 def trace(graph: ModelGraph, points: list[Point]) -> Trace:
@@ -77,8 +74,8 @@ def trace(graph: ModelGraph, points: list[Point]) -> Trace:
 
     with ExitStack() as stack:
         for point in points:
-            stack.callback(point.on_forward(partial(keep, found.values, point.name)))
-            stack.callback(point.on_backward(partial(keep, found.grads, point.name)))
+            point.on_forward(partial(keep, found.values, point.name), stack)
+            point.on_backward(partial(keep, found.grads, point.name), stack)
         probe_backward(graph)
     return found
 

@@ -86,11 +86,11 @@ class Session:
         self.graph = graph
         self.rules = rules
         self.strict = strict
-        self.suspended = 0
         self.closed = False
         self.hooks: list[PointHook] = []
         self._forward_ran = False
         self._was_suspended = False
+        self._silenced_by: set[int] = set()
         self._entered = False
         self._stack = ExitStack()
 
@@ -100,18 +100,11 @@ class Session:
         self.closed, self._forward_ran, self._was_suspended = False, False, False
         tape = Tape()
         self.hooks, values = point_hooks(self.graph, self.rules, tape, self)
-        with ExitStack() as stack:
-            stack.callback(self._left)
-            self._entered = True
-            self._suspend_outer(stack)
-            self._guard(stack)
-            for hook in self.hooks:
-                stack.callback(hook.point.on_backward(hook))
-            for point in values:
-                stack.callback(point.on_forward(partial(self._record, tape, point)))
-            if not self.strict:
-                self._watch_forwards(stack)
-            self._stack = stack.pop_all()
+        try:
+            self._install(tape, values)
+        except BaseException:
+            self._stack.close()
+            raise
         return self
 
     def __exit__(
@@ -129,6 +122,11 @@ class Session:
                 "a forward hook of yours edits an activation in place where a rule acts, which "
                 "torch forbids: edit a copy and return it (`z = z.clone(); ...; return z`)."
             ) from error
+
+    @property
+    def suspended(self) -> bool:
+        """Whether an inner context counts instead of this one."""
+        return bool(self._silenced_by)
 
     @property
     def fired(self) -> dict[str, int]:
@@ -173,6 +171,18 @@ class Session:
             "outside the autograd graph: run la.check(model, rules)."
         )
 
+    def _install(self, tape: Tape, values: list[Point]) -> None:
+        self._stack.callback(self._left)
+        self._entered = True
+        self._suspend_outer()
+        self._guard()
+        for hook in self.hooks:
+            hook.point.on_backward(hook, self._stack)
+        for point in values:
+            point.on_forward(partial(self._record, tape, point), self._stack)
+        if not self.strict:
+            self._watch_forwards()
+
     def _left(self) -> None:
         self._entered = False
 
@@ -180,33 +190,30 @@ class Session:
         if not self.suspended:
             tape.record_value(point, activation)
 
-    def _suspend_outer(self, stack: ExitStack) -> None:
+    def _suspend_outer(self) -> None:
         """The innermost context counts: silence the sessions already installed here."""
         hooks = [hook for p in self.graph.every_point() for hook in p.own_backward_hooks()]
         sessions = [h.session for h in hooks if isinstance(h, PointHook) and h.session]
         for outer in {id(session): session for session in sessions}.values():
-            outer.suspended += 1
+            self._stack.callback(outer._silenced_by.discard, id(self))
+            outer._silenced_by.add(id(self))
             outer._was_suspended = True
-            stack.callback(outer._resume)
 
-    def _resume(self) -> None:
-        self.suspended -= 1
-
-    def _guard(self, stack: ExitStack) -> None:
+    def _guard(self) -> None:
         """Make the backward hooks of others that stand on our points report their changes."""
         for hook in self.hooks:
             if hook.placed:
-                stack.callback(hook.point.guard(partial(self._conflict, hook)))
+                hook.point.guard(partial(self._conflict, hook), self._stack)
 
-    def _watch_forwards(self, stack: ExitStack) -> None:
+    def _watch_forwards(self) -> None:
         """Notice that a forward ran, and guard hooks that were added inside the context."""
 
         def entering(_: Tensor) -> None:
             self._forward_ran = True
-            self._guard(self._stack)
+            self._guard()
 
         for point in self.graph.points("embed") + self.graph.points("residual"):
-            stack.callback(point.on_forward(entering))
+            point.on_forward(entering, self._stack)
 
     def _conflict(self, hook: PointHook) -> None:
         if self.suspended:

@@ -1,0 +1,176 @@
+"""The embeddings a method explains: read, made the leaf of the graph, or put in their place."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass, replace
+from functools import partial
+from typing import Any, Literal, get_args
+
+import torch
+from jaxtyping import Bool, Float
+from torch import Tensor
+
+from lens_attr.attribution.explainer import Explainer
+from lens_attr.errors import InputError
+from lens_attr.graph import ModelGraph, Role
+from lens_attr.graph.tokens import TokenBatch, continuation
+
+Embeddings = Literal["full", "token"]
+"""``"full"``: token + position (+ type) embedding; ``"token"``: the token's alone."""
+
+Baseline = str | int | Tensor | None
+"""None (zero), a token string or id, or a tensor broadcast to [batch, pos, d_model]."""
+
+EMBEDDING_ROLES: tuple[Role, ...] = ("embed", "pos_embed", "type_embed")
+
+
+@dataclass(frozen=True, kw_only=True)
+class EmbeddingExplainer(Explainer):
+    """A method that weighs the input embedding, or its difference from a baseline.
+
+    Attributes:
+        embeddings: which part of the embedding is explained.
+        baseline: what the embedding is compared with.
+    """
+
+    embeddings: Embeddings = "full"
+    baseline: Baseline = None
+
+    def __post_init__(self) -> None:
+        if self.embeddings not in get_args(Embeddings):
+            raise InputError(f"embeddings must be 'full' or 'token', got {self.embeddings!r}.")
+
+    def refuse(self, graph: ModelGraph, batch: TokenBatch) -> None:
+        """A baseline tensor must broadcast to the embeddings of the whole batch."""
+        refuse_misfit(graph, self.baseline, batch)
+
+    @property
+    def keep_width(self) -> bool:
+        """A baseline tensor may have positions of its own."""
+        return isinstance(self.baseline, Tensor)
+
+    def rows(self, index: Sequence[int], n: int) -> EmbeddingExplainer:
+        """A baseline with a batch axis is cut with the batch."""
+        if isinstance(self.baseline, Tensor) and self.baseline.shape[:-2] == (n,):
+            return replace(self, baseline=self.baseline[list(index)])
+        return self
+
+    def describe(self) -> dict[str, Any]:
+        """Every option; a baseline tensor by its shape."""
+        options = super().describe()
+        if isinstance(self.baseline, Tensor):
+            options["baseline"] = f"tensor {list(self.baseline.shape)}"
+        return options
+
+
+class InputEmbeddings:
+    """The embeddings of one forward; the token embedding becomes the leaf of the graph."""
+
+    def __init__(self) -> None:
+        self._parts: dict[str, Tensor] = {}
+
+    def attach(self, graph: ModelGraph, stack: ExitStack) -> None:
+        """Read them in every forward until ``stack`` closes."""
+        (embed,) = graph.points("embed")
+        embed.on_forward(self._make_leaf, stack)
+        for role in EMBEDDING_ROLES[1:]:
+            for point in graph.points(role):
+                point.on_forward(partial(self._keep, role), stack)
+
+    def _make_leaf(self, embedding: Tensor) -> Tensor:
+        self._parts["embed"] = embedding.detach().requires_grad_()
+        return self._parts["embed"]
+
+    def _keep(self, role: str, embedding: Tensor) -> None:
+        self._parts[role] = embedding.detach()
+
+    @property
+    def leaf(self) -> Float[Tensor, "batch pos d_model"]:
+        """The token embedding, which requires grad."""
+        return self._parts["embed"]
+
+    def embedding(self, which: Embeddings) -> Float[Tensor, "batch pos d_model"]:
+        """What is explained: the token embedding, or the sum of all parts."""
+        token = self.leaf.detach()
+        if which == "token":
+            return token
+        others = [part for role, part in self._parts.items() if role != "embed"]
+        return torch.stack([token, *(part.expand_as(token) for part in others)]).sum(dim=0)
+
+
+@contextmanager
+def replaced_embedding(
+    graph: ModelGraph, embedding: Float[Tensor, "batch pos d_model"], which: Embeddings
+) -> Iterator[None]:
+    """Forwards inside read ``embedding`` instead of their own.
+
+    Args:
+        graph: the model.
+        embedding: takes the place of the token embedding; with ``which="full"`` of the whole sum,
+            so position and type embeddings are zero meanwhile.
+        which: what ``embedding`` stands for.
+    """
+    with ExitStack() as stack:
+        (embed,) = graph.points("embed")
+        embed.on_forward(lambda _: embedding, stack)
+        for role in EMBEDDING_ROLES[1:] if which == "full" else ():
+            for point in graph.points(role):
+                point.on_forward(torch.zeros_like, stack)
+        yield
+
+
+def masked_sum(
+    product: Float[Tensor, "batch pos d"], mask: Bool[Tensor, "batch pos"]
+) -> Float[Tensor, "batch pos"]:
+    """Summed over the last axis, 0 on padding (where activations may be anything)."""
+    return torch.where(mask, product.sum(dim=-1), 0.0)
+
+
+def baseline_embedding(graph: ModelGraph, baseline: Baseline) -> Tensor:
+    """What is subtracted from the embedding: zero, a token's embedding, or a given tensor.
+
+    Raises:
+        InputError: several tokens, or an id out of range.
+    """
+    if baseline is None:
+        return torch.zeros((), device=graph.device, dtype=graph.dtype)
+    if isinstance(baseline, Tensor):
+        return baseline.to(graph.device, graph.dtype)
+    return graph.token_embedding(_baseline_id(graph, baseline))
+
+
+def refuse_misfit(graph: ModelGraph, baseline: Baseline, batch: TokenBatch) -> None:
+    """Raise unless a baseline tensor broadcasts to the embeddings of the whole batch.
+
+    Raises:
+        InputError: naming both shapes.
+    """
+    if not isinstance(baseline, Tensor):
+        return
+    wanted = (*batch.token_ids.shape, graph.cfg.d_model)
+    try:
+        fits = torch.broadcast_shapes(baseline.shape, wanted) == wanted
+    except RuntimeError:
+        fits = False
+    if not fits or baseline.ndim == 0 or baseline.shape[-1] != wanted[-1]:
+        raise InputError(
+            f"a baseline tensor must be [d_model], [pos, d_model] or [batch, pos, d_model]; "
+            f"{list(baseline.shape)} does not fit the input {list(wanted)}."
+        )
+
+
+def _baseline_id(graph: ModelGraph, baseline: Any) -> int:
+    if isinstance(baseline, str):
+        ids = continuation(graph, baseline)
+        if len(ids) != 1:
+            raise InputError(f"the baseline {baseline!r} is {len(ids)} tokens; give one, or an id.")
+        return ids[0]
+    if isinstance(baseline, bool) or not isinstance(baseline, int):
+        raise InputError(
+            f"baseline must be None, a token, an id or a tensor, got {type(baseline).__name__}."
+        )
+    if not 0 <= baseline < graph.d_vocab:
+        raise InputError(f"baseline id {baseline} is out of range 0 to {graph.d_vocab - 1}.")
+    return baseline
