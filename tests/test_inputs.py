@@ -101,6 +101,7 @@ BAD_METRIC = {
     "constant": (lambda logits: torch.zeros(1), "does not depend on the logits"),
     "detached": (lambda logits: logits.detach()[:, -1, 6], "does not depend on the logits"),
     "integer": (lambda logits: logits[:, -1].argmax(-1), "does not depend on the logits"),
+    "no function": ("logit", "takes a function of the logits, got str"),
 }
 
 BAD_BASELINE = {
@@ -129,8 +130,13 @@ BAD_OPTIONS = {
     "role": ({"record": ["patern"]}, "'patern'; did you mean 'pattern'"),
     "hook": ({"record": ["blocks.0.attn.hook_zz"]}, r"did you mean 'blocks\.0\.attn\.hook_z'"),
     "glob": ({"record": ["blocks.*.nothing"]}, r"no hook point matches 'blocks\.\*\.nothing'"),
-    "batch size zero": ({"batch_size": 0}, "batch_size must be a whole number of at least 1, got 0"),
-    "batch size negative": ({"batch_size": -2}, "batch_size must be at least 1, got -2"),
+    "batch size zero": (
+        {"batch_size": 0},
+        "must be a whole number of at least 1, got 0",
+    ),
+    "batch size negative": ({"batch_size": -2}, "at least 1, got -2"),
+    "batch size a fraction": ({"batch_size": 1.5}, "a whole number of at least 1, got 1.5"),
+    "no method": ({"method": None}, "a name or a RuleSet, got NoneType"),
     "embeddings": ({"embeddings": "tokens"}, "'full' or 'token', got 'tokens'"),
     "mask for a text": ({"attention_mask": IDS > 0}, "attention_mask goes with token ids"),
 }
@@ -228,6 +234,43 @@ def test_a_custom_rule_must_act_somewhere(name: str) -> None:
     rule = la.rules.custom("z", only="*9*")(lambda grad: grad)
     with refused("matches no hook point", la.RuleNotAppliedError):
         la.attribute(small.model(name), TEXT, PAIR, RuleSet((rule,)))
+
+
+@one_per_backend
+def test_a_custom_rule_at_an_unknown_role(name: str) -> None:
+    rule = la.rules.custom("paterns")(lambda grad: grad)
+    with refused("'paterns'; did you mean 'pattern'"):
+        la.attribute(small.model(name), TEXT, PAIR, RuleSet((rule,)))
+
+
+@one_per_backend
+def test_a_custom_rule_must_return_the_gradient(name: str) -> None:
+    rule = la.rules.custom("z")(lambda grad: grad.sum())
+    with small.untyped(), refused(r"returned shape \[\] at blocks.*must return the gradient"):
+        la.attribute(small.model(name), TEXT, PAIR, RuleSet((rule,)))
+
+
+@pytest.mark.parametrize("family", ["bert", "neo"])
+@pytest.mark.parametrize("role", ["pattern", "scores"])
+def test_a_custom_rule_where_no_gradient_ever_comes(family: str, role: str) -> None:
+    """Delegated attention: the pattern fires forward, so a lenient context would not notice."""
+    model = tiny.model(family, "bridge")
+    rule = la.rules.custom(role)(lambda grad: grad * 0)
+    with refused("outside the autograd graph.*at q, k, v or z", la.UnsupportedModelError):
+        with RuleSet((rule,)).on(model):
+            raise AssertionError("the context must not be entered")
+
+
+def test_unknown_words_are_never_explained_silently() -> None:
+    model = la.load("demo-bert")
+    with refused("does not know ' \u2603' and reads it as"):
+        la.attribute(model, "the key [MASK] here", la.Logit(" \u2603"))
+    with refused("does not know ' \u2603' and reads it as"):
+        la.attribute(model, "the key [MASK] here", la.TopLogit(), baseline=" \u2603")
+    texts = ["the key [MASK] here", "the \u2603 [MASK] here"]
+    with pytest.warns(la.Notice, match=r"every word of example 1 and reads \[UNK\]"):
+        r = la.attribute(model, texts, la.LogitDiff(" is", " are"))
+    assert any("[UNK]" in notice for notice in r.metadata["notices"])
 
 
 def test_compare_needs_methods() -> None:

@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import itertools
 import re
+import sys
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack, contextmanager, suppress
+from types import FrameType
 from typing import Any
 
 import pytest
@@ -146,6 +148,59 @@ def test_an_interrupt_while_hooks_are_attached_leaves_no_trace(
                 continue
             break
     assert n > 20
+
+
+ATTACHING = {
+    "on_forward",
+    "on_backward",
+    "guard",
+    "_guard_backward_hooks",
+    "_attach",
+    "_install",
+    "_suspend_outer",
+    "_watch_forwards",
+    "add_hook",
+    "register_forward_hook",
+    "register_full_backward_hook",
+}
+"""Functions on the way from a rule to a hook table, ours, TransformerLens's and torch's."""
+
+
+@contextmanager
+def interrupted_at(line: int) -> Iterator[list[int]]:
+    """Ctrl-C before the n-th line that runs inside `ATTACHING`; yields the lines counted."""
+    counted = [0]
+
+    def trace(frame: FrameType, event: str, _: Any) -> Any:
+        if event == "line":
+            counted[0] += 1
+            if counted[0] == line:
+                raise KeyboardInterrupt
+        return trace if frame.f_code.co_name in ATTACHING else None
+
+    before = sys.gettrace()
+    sys.settrace(trace)
+    try:
+        yield counted
+    finally:
+        sys.settrace(before)
+
+
+@pytest.mark.parametrize("name", [small.GPT2[0], *small.MASKED])
+def test_an_interrupt_at_any_line_while_attaching_leaves_no_trace(name: str) -> None:
+    model = warm(name)
+
+    def outer_and_inner() -> None:
+        with la.rules.lrp().on(model), la.rules.attnlrp().on(model):
+            gradient(model)
+
+    with small.untyped(), unchanged(model):
+        with interrupted_at(-1) as lines:
+            outer_and_inner()
+        assert lines[0] > 1000
+        for line in range(1, lines[0], 37):
+            with pytest.raises(KeyboardInterrupt), interrupted_at(line):
+                outer_and_inner()
 
 
 @every_model
@@ -556,5 +611,5 @@ def test_a_rule_where_no_gradient_passes_is_refused(name: str, where: str) -> No
     """The Bridge computes BERT's attention outside the autograd graph."""
     rule = la.rules.custom("blocks.*.attn.hook_pattern")(lambda grad: grad * 0)
     rules = la.rules.lrp() + rule
-    with pytest.raises(la.RuleNotAppliedError, match=r"blocks\.0\.attn\.hook_pattern"):
+    with pytest.raises(la.UnsupportedModelError, match=r"blocks\.0\.attn\.hook_pattern"):
         explain(name, rules) if where == "attribute" else gradient_on(small.model(name), rules)

@@ -22,7 +22,7 @@ from lens_attr.attribution.registry import method as method_named
 from lens_attr.attribution.relevance import Relevance
 from lens_attr.errors import InputError, Notice, UnsupportedModelError
 from lens_attr.graph import VALUE_BIASES_FOLDED, ModelGraph, resolve
-from lens_attr.graph.tokens import Text, TokenBatch, str_tokens, tokenize
+from lens_attr.graph.tokens import Text, TokenBatch, str_tokens, tokenize, unknown_words
 from lens_attr.rules import RuleSet
 from lens_attr.targets import Resolved, Target, TopLogit
 
@@ -94,8 +94,7 @@ def attribute(
     rows = _row_groups(len(batch), batch_size, progress)
     parts = [_explain_rows(graph, batch, resolved, explainer, index, keep_width) for index in rows]
     metadata = _metadata(graph, explainer, parts[0])
-    found = [*resolved.notices, *(notice for part in parts for notice in part.notices)]
-    notices = [*dict.fromkeys(found), *_processed(metadata["model"]["weight_processing"])]
+    notices = _notices(graph, batch, resolved, parts)
     for notice in notices:
         warnings.warn(notice, Notice, stacklevel=2)
     return _assemble(graph, batch, resolved, parts, method, metadata | {"notices": notices})
@@ -158,9 +157,20 @@ def _explainer(method: Any, options: dict[str, Any]) -> Explainer:
     return GradientTimesInput(rules=method, **options)
 
 
-def _processed(processing: Sequence[str]) -> list[str]:
+def _notices(
+    graph: ModelGraph, batch: TokenBatch, target: Resolved, parts: Sequence[Explained]
+) -> list[str]:
+    """What the reader of the result must know, each once."""
+    of_parts = [notice for part in parts for notice in part.notices]
+    found = [*unknown_words(graph, batch), *target.notices, *of_parts]
+    if any(part.head_tokens is not None for part in parts):
+        found += _processed(graph)
+    return list(dict.fromkeys(found))
+
+
+def _processed(graph: ModelGraph) -> list[str]:
     """Folding a value bias into b_O moves it out of z, where head relevance is read."""
-    if VALUE_BIASES_FOLDED not in processing:
+    if VALUE_BIASES_FOLDED not in graph.processing():
         return []
     return [
         "the value biases of this model are folded into b_O: its head relevance differs from that "

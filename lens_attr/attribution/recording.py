@@ -11,7 +11,7 @@ import torch
 from jaxtyping import Bool
 from torch import Tensor
 
-from lens_attr.errors import InputError, RuleNotAppliedError, did_you_mean
+from lens_attr.errors import InputError, RuleNotAppliedError
 from lens_attr.graph import ROLES, ModelGraph, Point, Role
 
 Reduce = Callable[[Tensor], Tensor]
@@ -144,13 +144,10 @@ def resolve_requests(graph: ModelGraph, record: Sequence[str]) -> list[Request]:
 
 def _resolve(graph: ModelGraph, entry: str) -> list[Request]:
     role = ALIASES.get(entry, entry)
+    points = graph.named(role)
     if role not in ROLES:
-        if "." not in entry and "*" not in entry and not entry.startswith("hook_"):
-            known = [*ALIASES, *ROLES]
-            raise InputError(f"unknown role or hook {entry!r}; {did_you_mean(entry, known)}")
-        return [Request(p.name, [p], False, _whole) for p in graph.match(entry)]
-    points = graph.points(role)
-    if role in ("scores", "pattern") and not graph.attention_in_graph:
+        return [Request(p.name, [p], False, _whole) for p in points]
+    if not all(graph.sees_gradient(point) for point in points):
         raise InputError(
             f"{entry!r} cannot be recorded: {graph.architecture} on {graph.backend} computes "
             "attention outside the autograd graph, so no gradient reaches it."

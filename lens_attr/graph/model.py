@@ -15,7 +15,7 @@ from torch import Tensor, nn
 
 from lens_attr.errors import InputError, UnsupportedModelError, did_you_mean
 from lens_attr.graph import naming
-from lens_attr.graph.points import Activation, HookedPoint, ModulePoint, Point, Role
+from lens_attr.graph.points import ROLES, Activation, HookedPoint, ModulePoint, Point, Role
 
 Backend = Literal["HookedTransformer", "HookedEncoder", "TransformerBridge"]
 
@@ -210,6 +210,25 @@ class ModelGraph:
         for name in names:
             seen.setdefault(id(self._hook_points[name]), self._point(name))
         return list(seen.values())
+
+    def named(self, entry: str) -> list[Point]:
+        """The points of a role, or those that a hook name or a glob matches.
+
+        Raises:
+            InputError: neither a role nor a hook name of this model.
+        """
+        if entry in ROLES:
+            return self.points(entry)
+        if not any(mark in entry for mark in (".", "*", "hook_")):
+            raise InputError(f"unknown role or hook {entry!r}; {did_you_mean(entry, ROLES)}")
+        return self.match(entry)
+
+    def sees_gradient(self, point: Point) -> bool:
+        """False for scores and pattern of attention computed outside the autograd graph."""
+        delegated: list[Point] = []
+        if not self.attention_in_graph:
+            delegated = self.points("scores") + self.points("pattern")
+        return point not in delegated
 
     def every_point(self) -> list[Point]:
         """Every place a rule can act on, once."""

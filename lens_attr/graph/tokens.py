@@ -96,6 +96,10 @@ def _from_ids(graph: ModelGraph, ids: Tensor, mask: Tensor | None) -> TokenBatch
     ids = ids.to(graph.device, torch.long).clone()
     if mask is None:
         return TokenBatch(ids, torch.ones_like(ids, dtype=torch.bool))
+    if not isinstance(mask, Tensor):
+        raise InputError(
+            f"attention_mask must be a tensor [batch, pos], got {type(mask).__name__}."
+        )
     if mask.shape != ids.shape:
         raise InputError(f"attention_mask {list(mask.shape)} does not fit ids {list(ids.shape)}.")
     mask = mask.to(graph.device).bool().clone()
@@ -192,12 +196,51 @@ def continuation(graph: ModelGraph, string: str, prompt: str | None = None) -> l
     for anchor in ANCHORS if prompt is None else (prompt,):
         before, both = _encode_plain(graph, anchor), _encode_plain(graph, anchor + string)
         if len(both) > len(before) and both[: len(before)] == before:
-            return both[len(before) :]
+            return _refuse_unknown(graph, string, both[len(before) :])
     end = "" if prompt is None else f" {prompt[-12:]!r}"
     raise InputError(
         f"{string!r} does not continue the prompt{end} as tokens of its own: the tokenizer merges "
         "the two. Put the space in the target (' are'), none at the end of the text, or give ids."
     )
+
+
+def _refuse_unknown(graph: ModelGraph, string: str, ids: list[int]) -> list[int]:
+    unknown = unknown_token(graph)
+    if unknown is None or unknown[0] not in ids or unknown[1] in string:
+        return ids
+    raise InputError(
+        f"the tokenizer does not know {string!r} and reads it as {unknown[1]}: choose a word of "
+        "its vocabulary, or give the token id."
+    )
+
+
+def unknown_token(graph: ModelGraph) -> tuple[int, str] | None:
+    """Id and string of what the tokenizer writes for text it does not know, if it has such."""
+    tokenizer = graph.tokenizer
+    token_id = getattr(tokenizer, "unk_token_id", None)
+    doubled = [getattr(tokenizer, f"{name}_token_id", None) for name in ("bos", "eos", "pad")]
+    if token_id is None or token_id in doubled:  # byte-level tokenizers know every text
+        return None
+    return token_id, tokenizer.unk_token
+
+
+def unknown_words(graph: ModelGraph, batch: TokenBatch) -> list[str]:
+    """One sentence if strings of the batch hold words that the tokenizer does not know."""
+    unknown = unknown_token(graph)
+    if unknown is None or batch.texts is None:
+        return []
+    hits = ((batch.token_ids == unknown[0]) & batch.attention_mask).any(dim=1).tolist()
+    examples = [
+        i
+        for i, (hit, text) in enumerate(zip(hits, batch.texts, strict=True))
+        if hit and unknown[1] not in text
+    ]
+    if not examples:
+        return []
+    which = ", ".join(map(str, examples[:5])) + (", ..." if len(examples) > 5 else "")
+    return [
+        f"the tokenizer does not know every word of example {which} and reads {unknown[1]} there."
+    ]
 
 
 def _encode_plain(graph: ModelGraph, text: str) -> list[int]:

@@ -10,7 +10,13 @@ from typing import TYPE_CHECKING, Any
 
 from torch import Tensor
 
-from lens_attr.errors import InputError, RuleConflictError, RuleNotAppliedError, did_you_mean
+from lens_attr.errors import (
+    InputError,
+    RuleConflictError,
+    RuleNotAppliedError,
+    UnsupportedModelError,
+    did_you_mean,
+)
 from lens_attr.graph import ModelGraph, Point, resolve
 
 if TYPE_CHECKING:
@@ -121,6 +127,7 @@ class Rule(ABC):
 
         Raises:
             InputError: a layer the model does not have, or the embedding itself.
+            UnsupportedModelError: a point that no gradient reaches on this backend.
             RuleNotAppliedError: no point is left, which would silently change nothing.
         """
         unknown = sorted(set(self.layers or ()) - set(range(graph.n_layers)))
@@ -134,6 +141,13 @@ class Rule(ABC):
                 "lies below it, so a rule there would change nothing. Change the result instead."
             )
         kept = [placement for placement in everywhere if self._selects(placement.point)]
+        blind = [p.point.name for p in kept if not graph.sees_gradient(p.point)]
+        if blind:
+            raise UnsupportedModelError(
+                f"{self.name} acts at {blind[0]}, but {graph.architecture} on {graph.backend} "
+                "computes attention outside the autograd graph: no gradient ever reaches that "
+                "point. Place the rule at q, k, v or z instead."
+            )
         if kept or (not everywhere and self.absent(graph)):
             return kept
         raise RuleNotAppliedError(

@@ -8,7 +8,7 @@ from typing import Any
 
 from torch import Tensor
 
-from lens_attr.graph import ROLES, ModelGraph
+from lens_attr.graph import ModelGraph
 from lens_attr.rules.core import Placement, Rule
 
 
@@ -26,7 +26,7 @@ class Custom(Rule):
 
     def place(self, graph: ModelGraph) -> Iterable[Placement]:
         """At every point of the role, or every point the name or glob matches."""
-        points = graph.points(self.at) if self.at in ROLES else graph.match(self.at)
+        points = graph.named(self.at)
         return (Placement(point, lambda grad, tape: self.function(grad)) for point in points)
 
 

@@ -62,10 +62,11 @@ class GateSplit(Rule):
     up: float = 0.5
 
     def place(self, graph: ModelGraph) -> Iterable[Placement]:
-        """At ``mlp.hook_pre`` and ``mlp.hook_pre_linear`` of every gated MLP."""
+        """At ``mlp.hook_pre`` and ``mlp.hook_pre_linear`` of every gated MLP, if not 1 there."""
         gated = [site for site in graph.activations() if site.up is not None]
-        gates = [scale(site.pre, self.gate) for site in gated]
-        return [*gates, *(scale(site.up, self.up) for site in gated if site.up is not None)]
+        factors = [(site.pre, self.gate) for site in gated]
+        factors += [(site.up, self.up) for site in gated if site.up is not None]
+        return [scale(point, factor) for point, factor in factors if factor != 1.0]
 
     def absent(self, graph: ModelGraph) -> bool:
         """True for models without gated MLPs."""

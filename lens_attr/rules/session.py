@@ -5,6 +5,7 @@ from __future__ import annotations
 from contextlib import ExitStack
 from functools import partial
 from types import TracebackType
+from typing import Any
 
 from torch import Tensor
 
@@ -43,17 +44,23 @@ class PointHook:
         result = grad
         for rule, placement in self.placed:
             result = placement.transform(result, self.tape)
-            if not isinstance(result, Tensor):
-                raise InputError(
-                    f"{rule.name} returned {type(result).__name__} at {self.point.name}: a rule "
-                    "must return the gradient."
-                )
+            _refuse_no_gradient(rule, self.point, result, grad)
         result = result.to(grad.dtype)
         self.tape.record_grad(self.point, result)
         for _, placement in self.placed:
             for source in placement.values:
                 self.tape.backward_done(source)
         return result if self.placed else None
+
+
+def _refuse_no_gradient(rule: Rule, point: Point, result: Any, grad: Tensor) -> None:
+    if isinstance(result, Tensor) and result.shape == grad.shape:
+        return
+    got = f"shape {list(result.shape)}" if isinstance(result, Tensor) else type(result).__name__
+    raise InputError(
+        f"{rule.name} returned {got} at {point.name}: a rule must return the gradient, "
+        f"of shape {list(grad.shape)}."
+    )
 
 
 def point_hooks(

@@ -255,6 +255,13 @@ class Metric(Target):
     name: str = "metric"
     unit: str = "metric"
 
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if not callable(self.function):
+            raise InputError(
+                f"la.Metric takes a function of the logits, got {type(self.function).__name__}."
+            )
+
     def resolve(self, graph: ModelGraph, batch: TokenBatch) -> Resolved:
         """See `Target.resolve`."""
         position = resolve_positions(graph, batch, self.position)
