@@ -330,7 +330,7 @@ def test_an_unknown_method_role_or_hook_is_refused_with_a_suggestion(backend: st
     with pytest.raises(la.InputError, match="did you mean 'attnlrp'"):
         la.attribute(model, IDS, TARGET, "attnlpr")
     for at, message in (
-        ("paterns", "no hook point matches 'paterns'"),
+        ("paterns", "unknown role or hook .paterns.; did you mean .pattern."),
         ("blocks.0.attn.hook_patern", r"did you mean 'blocks\.0\.attn\.hook_pattern'"),
         ("blocks.*.attn.hook_zz", r"no hook point matches 'blocks\.\*\.attn\.hook_zz'"),
     ):
