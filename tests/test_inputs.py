@@ -261,6 +261,22 @@ def test_a_custom_rule_where_no_gradient_ever_comes(family: str, role: str) -> N
             raise AssertionError("the context must not be entered")
 
 
+FIRST_AND_LAST = {
+    "demo-gpt2": ("<|endoftext|>", " here"),
+    "demo-llama": ("<s>", " here"),
+    "demo-bert": ("[CLS]", "[SEP]"),
+}
+
+
+@pytest.mark.parametrize("backend", tiny.BACKENDS)
+@pytest.mark.parametrize("name", FIRST_AND_LAST)
+def test_strings_get_the_special_tokens_the_model_was_trained_with(name: str, backend: str) -> None:
+    r = la.attribute(
+        la.load(name, backend=backend), "the book [MASK] here", la.Logit(9, position=1)
+    )
+    assert (r.str_tokens[0][0], r.str_tokens[0][-1]) == FIRST_AND_LAST[name]
+
+
 def test_unknown_words_are_never_explained_silently() -> None:
     model = la.load("demo-bert")
     with refused("does not know ' \u2603' and reads it as"):

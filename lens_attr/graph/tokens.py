@@ -15,6 +15,9 @@ from lens_attr.graph.model import ModelGraph
 
 Text = str | Sequence[str] | Int[Tensor, "batch pos"]
 
+BYTE_LEVEL_UNKNOWN = "<|endoftext|>"
+"""GPT-2 calls this its unknown token too, but byte-level tokenizers know every text."""
+
 ANCHORS = ("x", "the", ".", "a b")
 
 
@@ -113,12 +116,20 @@ def _encode_prompt(graph: ModelGraph, text: str) -> list[int]:
         raise InputError("the model has no tokenizer: pass token ids [batch, pos] instead.")
     if not text.strip():
         raise InputError("the text is empty.")
-    if graph.is_masked_model:  # [CLS] and [SEP] are the tokenizer's business, on both backends
-        ids = graph.tokenizer(text)["input_ids"]
+    if graph.is_masked_model:
+        ids = _between_cls_and_sep(graph, text)
     else:
         ids = graph.model.to_tokens(text, truncate=False)[0].tolist()
     _refuse_too_long(graph, len(ids))
     return ids
+
+
+def _between_cls_and_sep(graph: ModelGraph, text: str) -> list[int]:
+    """What BERT reads. The Bridge's copy of the tokenizer no longer adds the two by itself."""
+    first, last = graph.tokenizer.cls_token_id, graph.tokenizer.sep_token_id
+    before = [] if first is None else [first]
+    after = [] if last is None else [last]
+    return before + _encode_plain(graph, text) + after
 
 
 def _refuse_too_long(graph: ModelGraph, length: int) -> None:
@@ -216,12 +227,10 @@ def _refuse_unknown(graph: ModelGraph, string: str, ids: list[int]) -> list[int]
 
 def unknown_token(graph: ModelGraph) -> tuple[int, str] | None:
     """Id and string of what the tokenizer writes for text it does not know, if it has such."""
-    tokenizer = graph.tokenizer
-    token_id = getattr(tokenizer, "unk_token_id", None)
-    doubled = [getattr(tokenizer, f"{name}_token_id", None) for name in ("bos", "eos", "pad")]
-    if token_id is None or token_id in doubled:  # byte-level tokenizers know every text
+    token_id = getattr(graph.tokenizer, "unk_token_id", None)
+    if token_id is None or graph.tokenizer.unk_token == BYTE_LEVEL_UNKNOWN:
         return None
-    return token_id, tokenizer.unk_token
+    return token_id, graph.tokenizer.unk_token
 
 
 def unknown_words(graph: ModelGraph, batch: TokenBatch) -> list[str]:
