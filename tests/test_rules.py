@@ -38,10 +38,10 @@ def supported(family: str, backend: str, preset: str) -> bool:
     return (family, backend, preset) != ("bert", "bridge", "gim")
 
 
-def placed(family: str, backend: str, preset: str) -> list[str]:
-    """The hook points of a preset."""
+def placed(family: str, backend: str, preset: str, lowered: bool = True) -> list[str]:
+    """The hook points of a preset, in the form that `la.attribute` installs."""
     graph = resolve(tiny.model(family, backend, EXACT))
-    return list(PRESETS[preset]().placements(graph))
+    return list(PRESETS[preset]().placements(graph, lowered=lowered))
 
 
 @cache
@@ -91,8 +91,8 @@ class Without(RuleSet):
 
     point: str = ""
 
-    def placements(self, graph: ModelGraph) -> dict[str, Any]:
-        everywhere = super().placements(graph)
+    def placements(self, graph: ModelGraph, *, lowered: bool = False) -> dict[str, Any]:
+        everywhere = super().placements(graph, lowered=lowered)
         assert self.point in everywhere
         return {name: here for name, here in everywhere.items() if name != self.point}
 
@@ -102,8 +102,6 @@ def assert_every_point_matters(family: str, backend: str, preset: str) -> None:
     whole = explained(family, backend, preset)
     points = placed(family, backend, preset)
     assert points
-    if preset == "lrp":  # passes all relevance to up, so it multiplies by 1 there
-        points = [point for point in points if not point.endswith("mlp.hook_pre_linear")]
     for point in points:
         fewer = Without(rules.rules, rules.name, point)
         part = explain(model, fewer, tiny.token_ids(family), embeddings="token")
@@ -128,22 +126,26 @@ def test_every_hook_point_matters_in_every_family(case: tuple[str, str]) -> None
 
 
 @pytest.mark.parametrize("case", BOTH, ids=tiny.case_id)
+@pytest.mark.parametrize("record", [(), ("residual",)], ids=["lowered", "backward hooks"])
+@pytest.mark.parametrize("method", ["attnlrp", "gim"])
 def test_a_hook_that_never_fires_is_an_error(
-    case: tuple[str, str], monkeypatch: pytest.MonkeyPatch
+    case: tuple[str, str], method: str, record: tuple[str, ...], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     model = tiny.model(*case)
-    for silent in placed(*case, "attnlrp"):
+    for silent in placed(*case, method, lowered=not record):
         with monkeypatch.context() as patch:
-            patch.setattr(HookedPoint, "on_backward", deaf_at(silent))
+            patch.setattr(HookedPoint, "on_forward", deaf_at(silent, HookedPoint.on_forward))
+            patch.setattr(HookedPoint, "on_backward", deaf_at(silent, HookedPoint.on_backward))
             # Points whose relevance is recorded are silent for the recorder, too.
-            with pytest.raises(la.RuleNotAppliedError, match="no gradient arrived at"):
-                explain(model, "attnlrp", IDS)
-    explain(model, "attnlrp", IDS)
+            with pytest.raises(
+                la.RuleNotAppliedError, match=r"no gradient arrived at|not captured"
+            ):
+                explain(model, method, IDS, record=record)
+    explain(model, method, IDS, record=record)
 
 
-def deaf_at(name: str) -> Callable[..., None]:
-    """`HookedPoint.on_backward`, but at one point it attaches nothing."""
-    attach = HookedPoint.on_backward
+def deaf_at(name: str, attach: Callable[..., None]) -> Callable[..., None]:
+    """A method of `HookedPoint` that attaches nothing at one point."""
     return lambda point, *rest: None if point.name == name else attach(point, *rest)
 
 
@@ -524,9 +526,10 @@ def test_both_forms_agree_on_a_model(
     case: tuple[str, str], temperature: float, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     model = tiny.model(*case, EXACT)
-    one = explain(model, "gim", IDS, temperature=temperature)
+    options = {"temperature": temperature, "record": ["residual"]}
+    one = explain(model, "gim", IDS, **options)
     monkeypatch.setattr(attention, "ONE_HOOK_LIMIT", 0.0)
-    two = explain(model, "gim", IDS, temperature=temperature)
+    two = explain(model, "gim", IDS, **options)
     assert error(two.tokens, one.tokens) <= 1e-12
     assert error(two.head_tokens, one.head_tokens) <= 1e-12
     assert not torch.equal(two.tokens, one.tokens)

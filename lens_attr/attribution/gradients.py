@@ -64,14 +64,15 @@ class GradientTimesInput(EmbeddingExplainer):
         (embed,) = graph.points("embed")
         at_leaf = [r for r in requests if r.points[0].name == embed.name]
         elsewhere = [r for r in requests if r.points[0].name != embed.name]
-        recorder = Recorder(batch.padding_mask)
+        lowered = not self.record
+        recorder = Recorder(batch.padding_mask, lowered=lowered)
         _want(graph, recorder, elsewhere)
         inputs = InputEmbeddings()
-        session = Session(graph, self.rules, strict=True)
+        session = Session(graph, self.rules, strict=True, lowered=lowered)
         with torch.enable_grad(), ExitStack() as stack:
             inputs.attach(graph, stack)
-            stack.enter_context(recorder)
-            stack.enter_context(session)
+            for context in (session, recorder) if lowered else (recorder, session):
+                stack.enter_context(context)
             value, logits = target_value(graph, batch, target)
             grad = gradient_of(value, inputs.leaf)
         mask = batch.attention_mask

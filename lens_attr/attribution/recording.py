@@ -13,6 +13,7 @@ from torch import Tensor
 
 from lens_attr.errors import InputError, RuleNotAppliedError
 from lens_attr.graph import ROLES, ModelGraph, Point, Role
+from lens_attr.rules.lowered import read_gradient
 
 Reduce = Callable[[Tensor], Tensor]
 
@@ -48,6 +49,11 @@ class Probe:
         """Forward hook."""
         self.activation = activation.detach()
 
+    def read_both(self, activation: Tensor) -> Tensor | None:
+        """Forward hook that reads the activation, and the gradient by a node in the graph."""
+        self.read_activation(activation)
+        return read_gradient(activation, self.read_gradient)
+
     def read_gradient(self, grad: Tensor) -> None:
         """Backward hook: sees the gradient that arrives, before any rule placed here."""
         assert self.activation is not None
@@ -80,11 +86,17 @@ def product_of(activation: Tensor, grad: Tensor) -> Tensor:
 class Recorder:
     """Probes of one batch, attached for the duration of a ``with`` block.
 
-    ``mask`` is True on real tokens, None where nothing is padded.
+    Backward hooks must be attached before those of the rules, the nodes of the lowered form (see
+    `lens_attr.rules.lowered`) after theirs, so that both see the gradient that arrives.
+
+    Args:
+        mask: True on real tokens, None where nothing is padded.
+        lowered: put nodes into the graph instead of backward hooks.
     """
 
-    def __init__(self, mask: Bool[Tensor, "batch pos"] | None) -> None:
+    def __init__(self, mask: Bool[Tensor, "batch pos"] | None, *, lowered: bool = False) -> None:
         self.mask = mask
+        self.lowered = lowered
         self._probes: dict[str, Probe] = {}
         self._stack = ExitStack()
 
@@ -96,12 +108,18 @@ class Recorder:
     def __enter__(self) -> Recorder:
         try:
             for probe in self._probes.values():
-                probe.point.on_forward(probe.read_activation, self._stack)
-                probe.point.on_backward(probe.read_gradient, self._stack)
+                self._attach(probe)
         except BaseException:
             self._stack.close()
             raise
         return self
+
+    def _attach(self, probe: Probe) -> None:
+        if self.lowered:
+            probe.point.on_forward(probe.read_both, self._stack)
+        else:
+            probe.point.on_forward(probe.read_activation, self._stack)
+            probe.point.on_backward(probe.read_gradient, self._stack)
 
     def __exit__(self, *error: object) -> None:
         self._stack.close()

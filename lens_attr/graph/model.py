@@ -230,6 +230,17 @@ class ModelGraph:
             delegated = self.points("scores") + self.points("pattern")
         return point not in delegated
 
+    def behind_pattern(self, pattern: Point) -> list[Point]:
+        """Points of the same attention whose gradient may all come through the pattern."""
+        roles: tuple[Role, ...] = ("pattern", "v", "z", "attn_out")
+        besides = {point.place for role in roles for point in self.points(role)}
+        inside = f"blocks.{pattern.layer}.attn."
+        return [
+            point
+            for point in self.every_point()
+            if point.name.startswith(inside) and point.place not in besides
+        ]
+
     def every_point(self) -> list[Point]:
         """Every place a rule can act on, once."""
         seen = {id(hook): self._point(name) for name, hook in reversed(self._hook_points.items())}

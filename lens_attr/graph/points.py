@@ -80,8 +80,18 @@ class Point(ABC):
         """Call ``on_change`` when a backward hook that is already here changes the gradient."""
 
     @abstractmethod
-    def own_backward_hooks(self) -> list[TensorHook]:
-        """The hooks that `on_backward` attached here and that are still attached."""
+    def own_hooks(self) -> list[TensorHook]:
+        """The hooks that `on_forward` and `on_backward` attached here and that still are."""
+
+    @property
+    @abstractmethod
+    def place(self) -> tuple[int, str]:
+        """Equal for two points that are one place under different names."""
+
+    @property
+    @abstractmethod
+    def watched(self) -> bool:
+        """Whether anybody's backward hook reads the gradient here."""
 
 
 def _own(adapters: Iterable[Any]) -> list[TensorHook]:
@@ -185,9 +195,20 @@ class HookedPoint(Point):
         ours = {h.hook.id for h in self.hook_point.bwd_hooks if _own([h.user_hook])}
         _guard_backward_hooks(self.hook_point, ours, on_change, stack)
 
-    def own_backward_hooks(self) -> list[TensorHook]:
+    def own_hooks(self) -> list[TensorHook]:
         """See `Point`."""
-        return _own(handle.user_hook for handle in self.hook_point.bwd_hooks)
+        handles = [*self.hook_point.fwd_hooks, *self.hook_point.bwd_hooks]
+        return _own(handle.user_hook for handle in handles)
+
+    @property
+    def place(self) -> tuple[int, str]:
+        """See `Point`."""
+        return id(self.hook_point), ""
+
+    @property
+    def watched(self) -> bool:
+        """See `Point`."""
+        return bool(self.hook_point._backward_hooks)
 
     def _attach(self, hook: TensorHook, direction: Direction, stack: ExitStack) -> None:
         adapter = _LensAdapter(self, hook, direction)
@@ -219,9 +240,19 @@ class ModulePoint(Point):
         ours = {key for key, hook in self.module._backward_hooks.items() if _own([hook])}
         _guard_backward_hooks(self.module, ours, on_change, stack)
 
-    def own_backward_hooks(self) -> list[TensorHook]:
+    def own_hooks(self) -> list[TensorHook]:
         """See `Point`."""
-        return _own(self._table("bwd").values())
+        return _own([*self._table("fwd").values(), *self._table("bwd").values()])
+
+    @property
+    def place(self) -> tuple[int, str]:
+        """See `Point`."""
+        return id(self.module), self.side
+
+    @property
+    def watched(self) -> bool:
+        """See `Point`."""
+        return bool(self._table("bwd"))
 
     def _table(self, direction: Direction) -> dict[int, Any]:
         return getattr(self.module, f"_{MODULE_HOOKS[self.side, direction]}s")

@@ -71,23 +71,30 @@ class TemperedSoftmax(Rule):
                 "softmax (GIM) is impossible. Use 'attnlrp' or 'lrp', or, for BERT, a "
                 "HookedEncoder on transformer-lens 3.9."
             )
-        patterns = graph.points("pattern")
+        pairs = list(zip(graph.points("pattern"), graph.points("scores"), strict=True))
         if self.temperature <= ONE_HOOK_LIMIT and graph.dtype != torch.float16:
-            return [self._at_pattern(pattern) for pattern in patterns]
-        pairs = zip(patterns, graph.points("scores"), strict=True)
+            return [self._at_pattern(pattern, scores) for pattern, scores in pairs]
         return [self._at_scores(pattern, scores) for pattern, scores in pairs]
 
-    def _at_pattern(self, pattern: Point) -> Placement:
+    def _at_pattern(self, pattern: Point, scores: Point) -> Placement:
         def transform(grad: Tensor, tape: Tape) -> Tensor:
             return before_softmax_backward(grad, tape.value(pattern), self.temperature)
 
-        return Placement(pattern, transform, values=(pattern,))
+        at_scores = self._at_scores(pattern, scores)
+        return Placement(pattern, transform, values=(pattern,), lowered=at_scores)
 
     def _at_scores(self, pattern: Point, scores: Point) -> Placement:
         def transform(grad: Tensor, tape: Tape) -> Tensor:
             return tempered_jacobian(tape.grad(pattern), tape.value(scores), self.temperature)
 
-        return Placement(scores, transform, values=(scores,), grads=(pattern,), replaces=True)
+        return Placement(
+            scores,
+            transform,
+            values=(scores,),
+            grads=(pattern,),
+            replaces=True,
+            bypasses=True,
+        )
 
 
 def _centred(
@@ -116,5 +123,5 @@ def tempered_jacobian(
 ) -> Float[Tensor, "*rows key"]:
     """``pT (g - sum(pT g))`` with pT = softmax(scores / T), from the scores themselves."""
     s = scores.to(torch.promote_types(scores.dtype, torch.float32))
-    tempered = torch.softmax(s / temperature, dim=-1).nan_to_num(0.0)
-    return tempered * _centred(grad.to(s.dtype), tempered)
+    tempered = torch.softmax(s / temperature, dim=-1).nan_to_num_(0.0)
+    return torch.ops.aten._softmax_backward_data(grad.to(s.dtype), tempered, -1, s.dtype)

@@ -83,6 +83,10 @@ class Placement:
         values: points whose forward activation the transform reads.
         grads: points whose outgoing gradient it reads (they lie later in the forward pass).
         replaces: the transform ignores the gradient it is given, so it must come first there.
+        factor: what it multiplies the gradient by, if that is all it does.
+        bypasses: the operation from ``point`` to ``grads[0]`` reads nothing else, so its own
+            backward can be left out (see `lens_attr.rules.lowered`).
+        lowered: another form with the same result that is cheaper to install.
     """
 
     point: Point
@@ -90,11 +94,14 @@ class Placement:
     values: tuple[Point, ...] = ()
     grads: tuple[Point, ...] = ()
     replaces: bool = False
+    factor: float | None = None
+    bypasses: bool = False
+    lowered: Placement | None = None
 
 
 def scale(point: Point, factor: float) -> Placement:
     """Multiply the gradient at ``point`` by ``factor``."""
-    return Placement(point, lambda grad, tape: grad * factor)
+    return Placement(point, lambda grad, tape: grad * factor, factor=factor)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -214,8 +221,14 @@ class RuleSet:
             raise InputError(f"no rule {name!r} in {self.name}; {did_you_mean(name, names)}")
         return names.index(name)
 
-    def placements(self, graph: ModelGraph) -> dict[str, list[tuple[Rule, Placement]]]:
+    def placements(
+        self, graph: ModelGraph, *, lowered: bool = False
+    ) -> dict[str, list[tuple[Rule, Placement]]]:
         """Every placement, grouped by hook point and in order.
+
+        Args:
+            graph: the model.
+            lowered: take the cheaper of two equal forms.
 
         Raises:
             RuleConflictError: two rules want to replace the gradient at one point, or one that
@@ -224,6 +237,7 @@ class RuleSet:
         by_point: dict[str, list[tuple[Rule, Placement]]] = {}
         for rule in self.rules:
             for placement in rule.placements(graph):
+                placement = (placement.lowered or placement) if lowered else placement
                 here = by_point.setdefault(placement.point.name, [])
                 if placement.replaces and here:
                     raise RuleConflictError(

@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Iterable
 from dataclasses import dataclass
 
-import torch
 from torch import Tensor
 
 from lens_attr.errors import UnsupportedModelError
@@ -39,11 +38,17 @@ class IdentityActivation(Rule):
     def _at(self, site: Activation) -> Placement:
         def transform(grad: Tensor, tape: Tape) -> Tensor:
             pre, post = tape.value(site.pre), tape.value(site.post)
-            slope = torch.where(pre == 0, torch.zeros_like(pre), post / pre)
-            return tape.grad(site.post) * slope
+            slope = (post / pre).masked_fill_(pre == 0, 0.0)
+            return slope.mul_(tape.grad(site.post))
 
-        sites = (site.pre, site.post)
-        return Placement(site.pre, transform, values=sites, grads=(site.post,), replaces=True)
+        return Placement(
+            site.pre,
+            transform,
+            values=(site.pre, site.post),
+            grads=(site.post,),
+            replaces=True,
+            bypasses=site.up is None,
+        )
 
 
 @dataclass(frozen=True, kw_only=True)

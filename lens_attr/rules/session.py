@@ -12,6 +12,7 @@ from torch import Tensor
 from lens_attr.errors import InputError, RuleConflictError, RuleNotAppliedError
 from lens_attr.graph import ModelGraph, Point
 from lens_attr.rules.core import Placement, Rule, RuleSet, Tape
+from lens_attr.rules.lowered import install_lowered
 
 IN_PLACE = "is a view and is being modified inplace"
 
@@ -52,6 +53,23 @@ class PointHook:
                 self.tape.backward_done(source)
         return result if self.placed else None
 
+    @property
+    def is_zero(self) -> bool:
+        """Whether the gradient leaving the point is zero whatever arrives."""
+        factors = [placement.factor for _, placement in self.placed]
+        if 0.0 not in factors:
+            return False
+        return None not in factors[factors.index(0.0) :]
+
+    def stop(self, grad: Tensor) -> None:
+        """Count a backward that ends here instead of carrying on a gradient of zero."""
+        if self.session is not None:
+            self.session.refuse_if_closed(self.point)
+        self.fired += 1
+        for _, placement in self.placed:
+            for source in placement.values:
+                self.tape.backward_done(source)
+
 
 def _refuse_no_gradient(rule: Rule, point: Point, result: Any, grad: Tensor) -> None:
     if isinstance(result, Tensor) and result.shape == grad.shape:
@@ -67,7 +85,7 @@ def point_hooks(
     graph: ModelGraph, rules: RuleSet, tape: Tape, session: Session | None = None
 ) -> tuple[list[PointHook], list[Point]]:
     """The backward hook of every point the rules need, and the points whose values they read."""
-    by_point = rules.placements(graph)
+    by_point = rules.placements(graph, lowered=session is not None and session.lowered)
     hooks = {
         name: PointHook(placed[0][1].point, placed, tape, session)
         for name, placed in by_point.items()
@@ -86,13 +104,17 @@ class Session:
 
     A strict session (what ``la.attribute`` uses) raises on exit unless every hook fired. The
     context of ``rules.on(model)`` is lenient about layers that a partial forward never reached,
-    but not about a rule that never acted anywhere.
+    but not about a rule that never acted anywhere. A lowered session installs the cheaper form
+    of `lens_attr.rules.lowered`.
     """
 
-    def __init__(self, graph: ModelGraph, rules: RuleSet, *, strict: bool) -> None:
+    def __init__(
+        self, graph: ModelGraph, rules: RuleSet, *, strict: bool, lowered: bool = False
+    ) -> None:
         self.graph = graph
         self.rules = rules
         self.strict = strict
+        self.lowered = lowered
         self.closed = False
         self.hooks: list[PointHook] = []
         self._forward_ran = False
@@ -183,8 +205,11 @@ class Session:
         self._entered = True
         self._suspend_outer()
         self._guard()
-        for hook in self.hooks:
-            hook.point.on_backward(hook, self._stack)
+        if self.lowered:
+            install_lowered(self.graph, self.hooks, self._stack)
+        else:
+            for hook in self.hooks:
+                hook.point.on_backward(hook, self._stack)
         for point in values:
             point.on_forward(partial(self._record, tape, point), self._stack)
         if not self.strict:
@@ -199,8 +224,8 @@ class Session:
 
     def _suspend_outer(self) -> None:
         """The innermost context counts: silence the sessions already installed here."""
-        hooks = [hook for p in self.graph.every_point() for hook in p.own_backward_hooks()]
-        sessions = [h.session for h in hooks if isinstance(h, PointHook) and h.session]
+        hooks = [hook for point in self.graph.every_point() for hook in point.own_hooks()]
+        sessions = [found for h in hooks if (found := getattr(h, "session", None)) is not None]
         for outer in {id(session): session for session in sessions}.values():
             self._stack.callback(outer._silenced_by.discard, id(self))
             outer._silenced_by.add(id(self))

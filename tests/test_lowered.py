@@ -1,0 +1,107 @@
+"""The form that `la.attribute` installs is the backward hooks, with work left out.
+
+Recording anything makes `attribute` install the backward hooks themselves.
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from typing import Any
+
+import pytest
+import tiny
+import torch
+from test_rules import supported
+from tiny import EXACT, error, explain
+
+import lens_attr as la
+from lens_attr.graph import resolve
+from lens_attr.rules import PRESETS
+
+EVERY = tiny.on_backends(tiny.FAMILIES)
+BACKWARD_HOOKS = {"record": ["residual"]}
+
+
+@pytest.mark.parametrize("preset", ["lrp", "attnlrp", "gim", "relp"])
+@pytest.mark.parametrize("case", EVERY, ids=tiny.case_id)
+def test_tokens_heads_and_flow_are_those_of_the_backward_hooks(
+    case: tuple[str, str], preset: str
+) -> None:
+    if not supported(*case, preset):
+        pytest.skip("no GIM here")
+    model, ids = tiny.model(*case, EXACT), tiny.token_ids(case[0], rows=2)
+    lowered = explain(model, PRESETS[preset](), ids)
+    hooks = explain(model, PRESETS[preset](), ids, **BACKWARD_HOOKS)
+    assert error(lowered.tokens, hooks.tokens) <= 1e-12
+    assert error(lowered.head_tokens, hooks.head_tokens) <= 1e-12
+    for joint, relevance in hooks.flow.items():
+        assert error(lowered.flow[joint], relevance) <= 1e-12
+
+
+@pytest.mark.parametrize("preset", ["lrp", "attnlrp", "relp"])
+@pytest.mark.parametrize("family", ["gpt2", "llama"])
+def test_factors_and_identity_rule_are_bitwise_the_same(family: str, preset: str) -> None:
+    for backend in tiny.BACKENDS:
+        model, ids = tiny.model(family, backend), tiny.token_ids(family)
+        lowered = explain(model, preset, ids)
+        assert torch.equal(lowered.tokens, explain(model, preset, ids, **BACKWARD_HOOKS).tokens)
+
+
+class Operations(torch.utils._python_dispatch.TorchDispatchMode):
+    """Counts the operations that torch runs."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.counts: Counter[str] = Counter()
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        self.counts[func.overloadpacket.__name__] += 1
+        return func(*args, **(kwargs or {}))
+
+
+def operations(preset: str, **options: Any) -> Counter[str]:
+    model, ids = tiny.model("gpt2", "bridge"), tiny.token_ids("gpt2")
+    with Operations() as run:
+        explain(model, preset, ids, **options)
+    return run.counts
+
+
+@pytest.mark.parametrize(
+    ("preset", "operation"),
+    [("lrp", "_softmax_backward_data"), ("lrp", "gelu_backward"), ("attnlrp", "tanh_backward")],
+)
+def test_work_behind_a_zero_or_a_replaced_gradient_is_left_out(preset: str, operation: str) -> None:
+    true, lowered = operations("gradient_x_input"), operations(preset)
+    if true[operation] == 0:
+        pytest.skip(f"this activation has no {operation}")
+    assert lowered[operation] == 0
+
+
+def test_lrp_multiplies_fewer_matrices_than_the_gradient() -> None:
+    """Nothing is carried from the pattern to queries and keys."""
+    products = ("mm", "bmm", "addmm")
+    lrp, hooks, true = (
+        sum(counts[product] for product in products)
+        for counts in (
+            operations("lrp"),
+            operations("lrp", **BACKWARD_HOOKS),
+            operations("gradient_x_input"),
+        )
+    )
+    assert lrp < hooks == true
+
+
+def test_a_hook_of_yours_behind_the_pattern_still_fires() -> None:
+    model, ids = tiny.model("gpt2", tiny.BACKENDS[0]), tiny.token_ids("gpt2")
+    seen = []
+    hook = ("blocks.0.attn.hook_q", lambda grad, hook: seen.append(grad.abs().max().item()))
+    with model.hooks(bwd_hooks=[hook]):
+        explain(model, "lrp", ids)
+    assert seen == [0.0]
+
+
+def test_every_rule_is_counted_although_its_work_is_left_out() -> None:
+    model, ids = tiny.model("gpt2", tiny.BACKENDS[0]), tiny.token_ids("gpt2")
+    lowered = explain(model, "lrp", ids).metadata["fired"]
+    assert lowered == explain(model, "lrp", ids, **BACKWARD_HOOKS).metadata["fired"]
+    assert lowered["points"] == len(la.rules.lrp().placements(resolve(model)))
