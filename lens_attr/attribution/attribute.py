@@ -237,7 +237,7 @@ def _assemble(
         target=[label for part in parts for label in part.labels],
         position=target.position.cpu(),
         method=method if isinstance(method, str) else method.name,
-        unit=target.unit,
+        unit=parts[0].unit or target.unit,
         head_tokens=_join_if_any([part.head_tokens for part in parts]),
         heads_relu_dim=_join_if_any([part.heads_relu_dim for part in parts]),
         records=_join_each([part.records for part in parts]),

@@ -21,7 +21,9 @@ Embeddings = Literal["full", "token"]
 """``"full"``: token + position (+ type) embedding; ``"token"``: the token's alone."""
 
 Baseline = str | int | Tensor | None
-"""None (zero), a token string or id, or a tensor broadcast to [batch, pos, d_model]."""
+"""None (zero), ``"pad"``, a token string or id, or a tensor broadcast to [batch, pos, d_model]."""
+
+PAD = "pad"
 
 EMBEDDING_ROLES: tuple[Role, ...] = ("embed", "pos_embed", "type_embed")
 
@@ -162,6 +164,8 @@ def refuse_misfit(graph: ModelGraph, baseline: Baseline, batch: TokenBatch) -> N
 
 
 def _baseline_id(graph: ModelGraph, baseline: Any) -> int:
+    if baseline == PAD:
+        return _own_pad_id(graph)
     if isinstance(baseline, str):
         ids = continuation(graph, baseline)
         if len(ids) != 1:
@@ -174,3 +178,10 @@ def _baseline_id(graph: ModelGraph, baseline: Any) -> int:
     if not 0 <= baseline < graph.d_vocab:
         raise InputError(f"baseline id {baseline} is out of range 0 to {graph.d_vocab - 1}.")
     return baseline
+
+
+def _own_pad_id(graph: ModelGraph) -> int:
+    pad = getattr(graph.tokenizer, "pad_token_id", None)
+    if pad is None:
+        raise InputError("the tokenizer has no pad token: give the baseline as a token or an id.")
+    return int(pad)

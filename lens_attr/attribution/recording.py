@@ -15,6 +15,8 @@ from lens_attr.errors import InputError, RuleNotAppliedError, did_you_mean
 from lens_attr.graph import ROLES, ModelGraph, Point, Role
 
 Reduce = Callable[[Tensor], Tensor]
+Combine = Callable[[Tensor, Tensor], Tensor]
+"""Activation and arriving gradient to what is reduced and kept."""
 
 ALIASES: dict[str, Role] = {"neurons": "mlp_post"}
 """Names the field uses for roles."""
@@ -40,6 +42,7 @@ class Probe:
 
     point: Point
     mask: Bool[Tensor, "batch pos"] | None
+    combine: Combine
     reduces: dict[str, Reduce] = field(default_factory=dict)
     results: dict[str, Tensor] = field(default_factory=dict)
     activation: Tensor | None = None
@@ -51,7 +54,7 @@ class Probe:
     def read_gradient(self, grad: Tensor) -> None:
         """Backward hook: sees the gradient that arrives, before any rule placed here."""
         assert self.activation is not None
-        product = self._clean(product_of(self.activation, grad))
+        product = self._clean(self.combine(self.activation, grad))
         for key, reduce in self.reduces.items():
             partial_sum = self.results.get(key)
             value = reduce(product)
@@ -80,17 +83,21 @@ def product_of(activation: Tensor, grad: Tensor) -> Tensor:
 class Recorder:
     """Probes of one batch, attached for the duration of a ``with`` block.
 
-    ``mask`` is True on real tokens, None where nothing is padded.
+    ``mask`` is True on real tokens, None where nothing is padded. ``combine`` says what is recorded
+    of activation and gradient, which is their product unless told otherwise.
     """
 
-    def __init__(self, mask: Bool[Tensor, "batch pos"] | None) -> None:
+    def __init__(
+        self, mask: Bool[Tensor, "batch pos"] | None, combine: Combine | None = None
+    ) -> None:
         self.mask = mask
+        self.combine = combine or product_of
         self._probes: dict[str, Probe] = {}
         self._stack = ExitStack()
 
     def want(self, point: Point, key: str, reduce: Reduce) -> None:
         """Record ``reduce(activation x gradient)`` at a point under ``key``."""
-        probe = self._probes.setdefault(point.name, Probe(point, self.mask))
+        probe = self._probes.setdefault(point.name, Probe(point, self.mask, self.combine))
         probe.reduces[key] = reduce
 
     def __enter__(self) -> Recorder:
