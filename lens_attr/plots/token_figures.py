@@ -12,6 +12,7 @@ import plotly.graph_objects as go
 from lens_attr.errors import InputError, did_you_mean
 from lens_attr.plots.head_map import heads
 from lens_attr.plots.palette import INK
+from lens_attr.plots.path_figures import PATH_FIGURES, PathKind
 from lens_attr.plots.template import COLOUR_BAR_PX, MONO, figure, relevance_axis
 from lens_attr.plots.token_text import Box, boxes, plotly_text, shares
 
@@ -19,7 +20,7 @@ if TYPE_CHECKING:
     from lens_attr.attribution.comparison import Comparison
     from lens_attr.attribution.relevance import Relevance
 
-Kind = Literal["tokens", "heads"]
+Kind = Literal["tokens", "heads", PathKind]
 
 MOST_EXAMPLES = 20
 """Examples drawn when none is chosen."""
@@ -50,7 +51,8 @@ def relevance(
 
     Args:
         result: what to draw.
-        kind: ``"tokens"``, or ``"heads"`` for the head map (then ``options`` go to `heads`).
+        kind: ``"tokens"``, or ``"heads"`` for the head map (then ``options`` go to `heads`), or
+            for a result of AIEG the name of one of `lens_attr.plots.path_figures`.
         example: which example; ``None`` draws all, up to the first 20.
         limit: relevance at which the colour saturates; default: the largest absolute one.
         wrap: characters on a line.
@@ -63,7 +65,9 @@ def relevance(
     if kind == "heads":
         return heads(result, example=example, limit=limit, **options)
     if options:
-        raise InputError(f"unknown option {next(iter(options))!r} for a token figure.")
+        raise InputError(f"unknown option {next(iter(options))!r} for a {kind} figure.")
+    if kind in PATH_FIGURES:
+        return PATH_FIGURES[kind](result, example)
     chosen = range(min(len(result), MOST_EXAMPLES)) if example is None else [example]
     strips = [_example_strip(result[i]) for i in chosen]
     values = (value for strip in strips for value in strip.values)
