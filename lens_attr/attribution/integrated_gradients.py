@@ -122,9 +122,8 @@ class IntegratedGradients(PerturbationExplainer):
             return []
         worst = float((gap.abs() / change.clamp_min(1e-30))[off].max())
         return [
-            f"the relevance does not sum to F(x) - F(baseline): the completeness gap is "
-            f"{worst:.0%} of it in the worst of {int(off.sum())} examples "
-            f'(r.extra["completeness_gap"]). {self._remedy()}'
+            f"the relevance does not sum to F(x) - F(baseline): the completeness gap is up to "
+            f'{worst:.0%} of that difference (r.extra["completeness_gap"]). {self._remedy()}'
         ]
 
     def _remedy(self) -> str:

@@ -22,7 +22,7 @@ def word_embeddings(model: Any, ids: Sequence[int]) -> Tensor:
     return model.get_input_embeddings()(torch.tensor(ids)).detach()
 
 
-def score(model: Any, position: int, answer: int, foil: int, type_ids: bool = False) -> Score:
+def score(model: Any, position: int, answer: int, foil: int) -> Score:
     """logit(answer) - logit(foil) of one text without padding."""
 
     def of(embeddings: Tensor) -> Tensor:
@@ -87,8 +87,8 @@ def aieg(function: Score, x: Tensor, x0: Tensor, n: int, attention: Tensor) -> d
     positive = torch.where(scores > 0, scores, 0.0)
     shares = positive / positive.sum() if positive.sum() > 0 else positive
     return {
-        "output": torch.tensor(outputs),
-        "emphasis": torch.tensor(factors),
+        "output": torch.tensor(outputs, dtype=x.dtype),
+        "emphasis": torch.tensor(factors, dtype=x.dtype),
         "emphasised": scores,
         "emphasised_normalised": shares,
         "relevance": shares * attention,
