@@ -14,7 +14,7 @@ from tiny import EXACT, MASK, PAD, error
 from torch import Tensor
 
 import lens_attr as la
-from lens_attr.attribution.occlusion import windows
+from lens_attr.attribution.occlusion import Windows
 from lens_attr.graph import resolve
 
 THREE = tiny.on_backends(["gpt2", "llama", "bert"])
@@ -102,9 +102,15 @@ def test_whole_embeddings_lose_their_position_too() -> None:
 
 def test_windows_pass_over_what_stays() -> None:
     occludable = torch.tensor([[0, 1, 1, 0, 1, 1], [0, 0, 0, 0, 1, 0]]).bool()
-    found = windows(occludable, 2).int().tolist()
-    assert [w[0] for w in found] == [[0, 1, 1, 0, 0, 0], [0, 0, 1, 0, 1, 0], [0, 0, 0, 0, 1, 1]]
-    assert [w[1] for w in found] == [[0, 0, 0, 0, 1, 0], [0] * 6, [0] * 6]
+    windows = Windows.of(occludable, 2)
+    assert windows.rows(whole_batch=False).tolist() == [[0, 0], [0, 1], [1, 0], [2, 0]]
+    every = windows.rows(whole_batch=True)
+    assert every.tolist() == [[w, e] for w in range(3) for e in range(2)]
+    found = windows.hidden(*every.unbind(1)).int().tolist()
+    assert found[0::2] == [[0, 1, 1, 0, 0, 0], [0, 0, 1, 0, 1, 0], [0, 0, 0, 0, 1, 1]]
+    assert found[1::2] == [[0, 0, 0, 0, 1, 0], [0] * 6, [0] * 6]
+    nothing = Windows.of(torch.zeros_like(occludable), 2)
+    assert len(nothing.rows(whole_batch=False)) == 0
 
 
 def test_a_token_gets_the_mean_over_the_windows_that_cover_it() -> None:

@@ -55,16 +55,11 @@ class EmbeddingExplainer(Explainer):
 
     def rows(self, index: Sequence[int], n: int) -> EmbeddingExplainer:
         """A baseline with a batch axis is cut with the batch."""
-        if isinstance(self.baseline, Tensor) and self.baseline.shape[:-2] == (n,):
-            return replace(self, baseline=self.baseline[list(index)])
-        return self
+        return replace(self, baseline=baseline_rows(self.baseline, index, n))
 
     def describe(self) -> dict[str, Any]:
         """Every option; a baseline tensor by its shape."""
-        options = super().describe()
-        if isinstance(self.baseline, Tensor):
-            options["baseline"] = f"tensor {list(self.baseline.shape)}"
-        return options
+        return super().describe() | {"baseline": describe_baseline(self.baseline)}
 
 
 class InputEmbeddings:
@@ -141,6 +136,18 @@ def baseline_embedding(graph: ModelGraph, baseline: Baseline) -> Tensor:
     if isinstance(baseline, Tensor):
         return baseline.to(graph.device, graph.dtype)
     return graph.token_embedding(_baseline_id(graph, baseline))
+
+
+def baseline_rows(baseline: Baseline, index: Sequence[int], n: int) -> Baseline:
+    """A baseline for some rows of a batch of ``n``: cut where it has a batch axis."""
+    if isinstance(baseline, Tensor) and baseline.shape[:-2] == (n,):
+        return baseline[list(index)]
+    return baseline
+
+
+def describe_baseline(baseline: Baseline) -> str | int | None:
+    """A baseline for the metadata: a tensor by its shape."""
+    return f"tensor {list(baseline.shape)}" if isinstance(baseline, Tensor) else baseline
 
 
 def refuse_misfit(graph: ModelGraph, baseline: Baseline, batch: TokenBatch) -> None:

@@ -15,6 +15,8 @@ from torch import Tensor
 from lens_attr.attribution.embeddings import (
     Baseline,
     baseline_embedding,
+    baseline_rows,
+    describe_baseline,
     masked_sum,
     refuse_misfit,
 )
@@ -31,7 +33,6 @@ from lens_attr.attribution.paths import (
 from lens_attr.attribution.perturbation import (
     Inputs,
     PerturbationExplainer,
-    cut,
     model_function,
     read_inputs,
     value_at,
@@ -57,8 +58,9 @@ class IntegratedGradients(PerturbationExplainer):
 
     Sums to F(x) - F(x0), up to the error of the quadrature: ``extra["completeness_gap"]`` is the
     sum minus that difference, ``extra["baseline_value"]`` is F(x0). Where the embeddings pass a
-    LayerNorm right away (BERT), or whole embeddings start from zero, F changes so fast near x0
-    that the gap can be large: use ``embeddings="token"`` or a token as the baseline. The target
+    norm with nothing added to them (Llama from a zero baseline, BERT with
+    ``embeddings="full"``), F does not depend on their scale, so that all change lies next to zero
+    and the gap stays large for thousands of steps: use a token as the baseline. The target
     stays the same along the path: a top logit is that of the token on top at x.
 
     Cost: ``steps`` forwards and backwards, and 2 forwards for F(x) and F(x0).
@@ -127,6 +129,11 @@ class IntegratedGradients(PerturbationExplainer):
         ]
 
     def _remedy(self) -> str:
+        if self.baseline is None:
+            return (
+                f"Take more steps (now {self.steps}), or a token as the baseline (baseline="
+                '"pad"): a model that normalises its embeddings first changes abruptly near zero.'
+            )
         return f"Take more steps (now {self.steps}), or a baseline nearer to the text."
 
 
@@ -258,16 +265,13 @@ class GradientShap(PerturbationExplainer):
 
     def rows(self, index: Sequence[int], n: int) -> GradientShap:
         """Baselines with a batch axis are cut with the batch."""
-        cut_one = cut(self.baseline, list(index), n)
-        each = self.baselines and [cut(one, list(index), n) for one in self.baselines]
-        return replace(self, baseline=cut_one, baselines=each)
+        if self.baselines is None:
+            return replace(self, baseline=baseline_rows(self.baseline, index, n))
+        return replace(self, baselines=[baseline_rows(one, index, n) for one in self.baselines])
 
     def describe(self) -> dict[str, Any]:
         """Every option; tensors by their shape."""
-        each = self.baselines and [
-            f"tensor {list(one.shape)}" if isinstance(one, Tensor) else one
-            for one in self.baselines
-        ]
+        each = self.baselines and [describe_baseline(one) for one in self.baselines]
         return super().describe() | {"baselines": each}
 
     def _baselines(self) -> list[Baseline]:

@@ -66,15 +66,12 @@ class Occlusion(PerturbationExplainer):
         removes = isinstance(self.baseline, str) and self.baseline == REMOVE
         baseline = None if removes else self.baseline
         inputs = read_inputs(graph, batch, target, self.embeddings, baseline)
-        hidden = windows(self._occludable(graph, batch, inputs.target, removes), self.window)
+        occludable = self._occludable(graph, batch, inputs.target, removes)
         if removes:
-            _refuse_nothing_left(graph, batch, inputs.target, hidden)
             run = _removing(graph, batch, inputs.target)
         else:
             run = self._replacing(graph, batch, inputs)
-        drops = self._drops(batch, inputs, hidden, run)
-        covered = hidden.sum(dim=0).clamp_min(1)
-        tokens = (hidden * drops[..., None]).sum(dim=0) / covered
+        tokens = self._mean_drops(batch, inputs, Windows.of(occludable, self.window), run)
         refuse_non_finite("relevance", tokens)
         return Explained(tokens=tokens, target_value=inputs.value, labels=inputs.labels)
 
@@ -88,24 +85,26 @@ class Occlusion(PerturbationExplainer):
             allowed[torch.arange(len(batch)), target.position] = False
         return allowed
 
-    def _drops(
+    def _mean_drops(
         self,
         batch: TokenBatch,
         inputs: Inputs,
-        hidden: Bool[Tensor, "window batch pos"],
+        windows: Windows,
         run: Callable[[Tensor, Hidden], Tensor],
-    ) -> Float[Tensor, "window batch"]:
-        """F(x) - F(occluded) of every window; 0 where an example has fewer."""
-        drops = inputs.value.new_zeros(hidden.shape[:2])
-        wanted = hidden.any(dim=-1)
-        if inputs.target.full is not None:  # a metric always sees the whole batch
-            wanted = torch.ones_like(wanted)
-        for rows in wanted.nonzero().split(self.rows_per_call(batch, inputs.target)):
+    ) -> Float[Tensor, "batch pos"]:
+        """F(x) - F(occluded), of every token the mean over the windows that cover it."""
+        total = inputs.end.new_zeros(batch.token_ids.shape)
+        covered = torch.zeros_like(total)
+        whole_batch = inputs.target.full is not None
+        for rows in windows.rows(whole_batch).split(self.rows_per_call(batch, inputs.target)):
             window, example = rows.unbind(dim=1)
+            hidden = windows.hidden(window, example)
             with torch.no_grad():
-                value = run(example, hidden[window, example])
-            drops[window, example] = inputs.value[example] - value
-        return drops
+                value = run(example, hidden)
+            drop = (inputs.value[example] - value).to(total)
+            total.index_add_(0, example, hidden * drop[:, None])
+            covered.index_add_(0, example, hidden.to(total))
+        return total / covered.clamp_min(1)
 
     def _replacing(
         self, graph: ModelGraph, batch: TokenBatch, inputs: Inputs
@@ -119,17 +118,43 @@ class Occlusion(PerturbationExplainer):
         return run
 
 
-def windows(occludable: Bool[Tensor, "batch pos"], size: int) -> Bool[Tensor, "window batch pos"]:
-    """Every run of ``size`` occludable tokens, in order; one shorter run where there are fewer.
+@dataclass(frozen=True)
+class Windows:
+    """Every run of ``size`` occludable tokens; one shorter run where an example has fewer.
 
-    Tokens that are not occludable are passed over. Examples with fewer windows end in empty ones.
+    Tokens that are not occludable are passed over.
+
+    Attributes:
+        rank: how many occludable tokens stand before each; -1 where a token is not occludable.
+        number: of windows, per example.
+        size: tokens per window.
     """
-    count = occludable.sum(dim=1)
-    last = (count - size).clamp_min(0)
-    start = torch.arange(int(last.max()) + 1, device=occludable.device)[:, None, None]
-    rank = occludable.cumsum(dim=1) - 1
-    inside = (rank >= start) & (rank < start + size)
-    return occludable & inside & (start <= last[:, None])
+
+    rank: Int[Tensor, "batch pos"]
+    number: Int[Tensor, " batch"]
+    size: int
+
+    @staticmethod
+    def of(occludable: Bool[Tensor, "batch pos"], size: int) -> Windows:
+        """The windows of a batch."""
+        count = occludable.sum(dim=1)
+        number = torch.where(count > 0, (count - size).clamp_min(0) + 1, 0)
+        return Windows(torch.where(occludable, occludable.cumsum(dim=1) - 1, -1), number, size)
+
+    def rows(self, whole_batch: bool) -> Int[Tensor, "row 2"]:
+        """(window, example) pairs, window by window.
+
+        With ``whole_batch`` every example stands beside every window, also one that it lacks.
+        """
+        window = torch.arange(int(self.number.max()), device=self.rank.device)
+        wanted = window[:, None] < self.number
+        return (torch.ones_like(wanted) if whole_batch else wanted).nonzero()
+
+    def hidden(self, window: Int[Tensor, " row"], example: Int[Tensor, " row"]) -> Hidden:
+        """What each row occludes; nothing where the example lacks the window."""
+        rank, start = self.rank[example], window[:, None]
+        there = start < self.number[example][:, None]
+        return (rank >= start) & (rank < start + self.size) & there
 
 
 def _removing(
@@ -145,12 +170,21 @@ def _removing(
 def without(
     graph: ModelGraph, batch: TokenBatch, target: Resolved, hidden: Hidden
 ) -> tuple[TokenBatch, Resolved]:
-    """The texts without their hidden tokens, and the target at the position that now predicts."""
+    """The texts without their hidden tokens, and the target at the position that now predicts.
+
+    Raises:
+        InputError: nothing is left to predict from.
+    """
     kept = batch.attention_mask & ~hidden
     on_right = graph.is_masked_model or not bool(batch.attention_mask[:, -1].all())
     order = torch.argsort(~kept if on_right else kept, dim=1, stable=True)
     ids, mask = batch.token_ids.gather(1, order), kept.gather(1, order)
     predicts = _last_kept(kept, target.position)
+    if bool((predicts < 0).any()):
+        raise InputError(
+            "removing these tokens leaves nothing to predict from: use a smaller window, or "
+            "replace tokens (baseline=None) instead of removing them."
+        )
     position = (order == predicts[:, None]).int().argmax(dim=1)
     columns = mask.any(dim=0).nonzero().flatten()
     moved = target.at(torch.searchsorted(columns, position))
@@ -162,18 +196,3 @@ def _last_kept(kept: Bool[Tensor, "row pos"], position: Int[Tensor, " row"]) -> 
     columns = torch.arange(kept.shape[1], device=kept.device)
     eligible = kept & (columns <= position[:, None])
     return torch.where(eligible, columns, -1).max(dim=1).values
-
-
-def _refuse_nothing_left(
-    graph: ModelGraph,
-    batch: TokenBatch,
-    target: Resolved,
-    hidden: Bool[Tensor, "window batch pos"],
-) -> None:
-    for window in hidden:
-        left = _last_kept(batch.attention_mask & ~window, target.position)
-        if bool((left < 0).any()):
-            raise InputError(
-                f"example {int((left < 0).nonzero()[0])}: removing these tokens leaves nothing to "
-                "predict from. Use a smaller window, or replace tokens (baseline=None)."
-            )

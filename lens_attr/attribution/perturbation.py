@@ -124,10 +124,3 @@ def value_at(
     every = torch.arange(len(points), device=points.device)
     with torch.no_grad():
         return torch.cat([function(points[rows], rows) for rows in every.split(size)])
-
-
-def cut(baseline: Baseline, index: list[int], n: int) -> Baseline:
-    """A baseline for some rows of a batch of ``n``."""
-    if isinstance(baseline, Tensor) and baseline.shape[:-2] == (n,):
-        return baseline[index]
-    return baseline
