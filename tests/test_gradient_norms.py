@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from contextlib import ExitStack
 from typing import Any
 
@@ -11,8 +12,10 @@ import tiny
 import torch
 from tiny import EXACT, error, explain
 from torch import Tensor
+from typer.testing import CliRunner
 
 import lens_attr as la
+from lens_attr.cli.app import app
 from lens_attr.graph import resolve
 
 EVERY = tiny.on_backends(["gpt2", "llama", "gemma2", "bert", "gptj"])
@@ -96,6 +99,16 @@ def test_an_option_it_does_not_have() -> None:
         la.attribute(
             small.model(small.GPT2[0]), "w5", la.Logit(6), "gradient_l1", embeddings="full"
         )
+
+
+@pytest.mark.parametrize("method", ["gradient_l1", "occlusion"])
+def test_the_command_line_leaves_the_embeddings_to_the_method(method: str) -> None:
+    """Some methods have no choice of embeddings, others a default of their own."""
+    command = ["attribute", "the keys", "--method", method, "--json", "--quiet"]
+    done = CliRunner().invoke(app, command)
+    assert done.exit_code == 0, done.output
+    embeddings = json.loads(done.stdout)["metadata"][method].get("embeddings")
+    assert embeddings == {"gradient_l1": None, "occlusion": "token"}[method]
 
 
 @pytest.mark.parametrize("name", small.EVERY)

@@ -210,6 +210,17 @@ def test_the_top_logit_stays_that_token() -> None:
     )
 
 
+def test_a_text_of_special_tokens_alone_has_nothing_to_occlude() -> None:
+    ids = torch.tensor([[1]])
+    with pytest.warns(la.Notice, match="nothing but tokens that are left alone"):
+        result = la.attribute(small.model(small.GPT2[0]), ids, la.Logit(6), "occlusion")
+    assert float(result.tokens) == 0
+    occluded = la.attribute(
+        small.model(small.GPT2[0]), ids, la.Logit(6), "occlusion", special_tokens="occlude"
+    )
+    assert float(occluded.tokens) != 0 and not occluded.metadata["notices"]
+
+
 # ------------------------------------------------------------------------------------- bad input
 
 BAD = {

@@ -255,9 +255,9 @@ class AIEG(PerturbationExplainer):
         places = here.nonzero().flatten().tolist()
         if not -len(places) <= self.occurrence < len(places):
             raise InputError(
-                f'row="token": example {example} holds {token_string(graph, token)!r} '
-                f"{len(places)} times, so there is no occurrence {self.occurrence}. The token of "
-                'interest must be in the text; row="predicting" needs no occurrence.'
+                f'row="token": the token of interest must be in the text, but one holds '
+                f"{token_string(graph, token)!r} {len(places)} times, so there is no occurrence "
+                f'{self.occurrence}. Use row="predicting", which needs none.'
             )
         return places[self.occurrence]
 

@@ -26,6 +26,11 @@ from lens_attr.targets import Resolved
 
 REMOVE = "remove"
 
+NOTHING_OCCLUDED = (
+    "an example holds nothing but tokens that are left alone, so its relevance is 0: pass "
+    'special_tokens="occlude" to occlude special tokens too.'
+)
+
 SpecialTokens = Literal["keep", "occlude"]
 """``"keep"``: BOS, [CLS], [SEP], [MASK] are never occluded and get 0; ``"occlude"``: they are."""
 
@@ -71,9 +76,15 @@ class Occlusion(PerturbationExplainer):
             run = _removing(graph, batch, inputs.target)
         else:
             run = self._replacing(graph, batch, inputs)
-        tokens = self._mean_drops(batch, inputs, Windows.of(occludable, self.window), run)
+        windows = Windows.of(occludable, self.window)
+        tokens = self._mean_drops(batch, inputs, windows, run)
         refuse_non_finite("relevance", tokens)
-        return Explained(tokens=tokens, target_value=inputs.value, labels=inputs.labels)
+        return Explained(
+            tokens=tokens,
+            target_value=inputs.value,
+            labels=inputs.labels,
+            notices=[] if bool((windows.number > 0).all()) else [NOTHING_OCCLUDED],
+        )
 
     def _occludable(
         self, graph: ModelGraph, batch: TokenBatch, target: Resolved, removes: bool
@@ -95,9 +106,10 @@ class Occlusion(PerturbationExplainer):
         """F(x) - F(occluded), of every token the mean over the windows that cover it."""
         total = inputs.end.new_zeros(batch.token_ids.shape)
         covered = torch.zeros_like(total)
-        whole_batch = inputs.target.full is not None
-        for rows in windows.rows(whole_batch).split(self.rows_per_call(batch, inputs.target)):
-            window, example = rows.unbind(dim=1)
+        rows = windows.rows(whole_batch=inputs.target.full is not None)
+        size = self.rows_per_call(batch, inputs.target)
+        for first in range(0, len(rows), size):
+            window, example = rows[first : first + size].unbind(dim=1)
             hidden = windows.hidden(window, example)
             with torch.no_grad():
                 value = run(example, hidden)
