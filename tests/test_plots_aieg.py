@@ -11,8 +11,10 @@ import pytest
 import torch
 
 from lens_attr import plots
+from lens_attr.attribution.comparison import Comparison
 from lens_attr.attribution.relevance import Relevance
 from lens_attr.errors import InputError
+from lens_attr.plots.palette import POSITIVE
 from lens_attr.plots.path_figures import MOST_LINES, PATH_FIGURES
 
 WIDTH, STEPS = 5, 4
@@ -142,6 +144,25 @@ def test_one_example_cut_from_a_padded_batch_is_refused_where_tokens_are_drawn()
     for draw in (plots.path_parts, plots.gradient_distance):
         with pytest.raises(InputError, match="example=i instead of result"):
             draw(one)
+
+
+def test_side_by_side_texts_with_green_for_positive_relevance() -> None:
+    mixed, negative = result(1), result(1)
+    mixed.tokens[0] = torch.tensor([2.0, -8.0, 1.0, 0.0, 4.0])
+    negative.tokens.copy_(-negative.tokens.abs() - 1)
+    comparison = Comparison({"integrated_gradients": mixed, "aieg": negative})
+    figure = comparison.plot(colours="positive")
+    first, second = figure.data
+    assert list(first.marker.color) == [0.5, 0.0, 0.25, 0.0, 1.0]
+    assert set(second.marker.color) == {0.0}
+    axis = figure.layout.coloraxis
+    assert (axis.cmin, axis.cmax) == (0, 1)
+    assert axis.colorscale == POSITIVE
+    assert "relevance -8" in first.customdata[1]
+    signed = comparison.plot()
+    assert min(signed.data[0].marker.color) == -1 and signed.layout.coloraxis.cmin == -1
+    with pytest.raises(InputError, match="'signed' or 'positive', got 'green'"):
+        comparison.plot(colours="green")
 
 
 def test_options_of_other_figures_are_refused() -> None:

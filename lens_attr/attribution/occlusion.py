@@ -93,7 +93,7 @@ class Occlusion(PerturbationExplainer):
         if self.special_tokens == "keep":
             allowed &= ~special_tokens(graph, batch)
         if removes and graph.is_masked_model:  # the question itself
-            allowed[torch.arange(len(batch)), target.position] = False
+            allowed.scatter_(1, target.position[:, None], False)
         return allowed
 
     def _mean_drops(

@@ -76,7 +76,7 @@ def occlusion(function: Score, x: Tensor, x0: Tensor) -> Tensor:
 def aieg(function: Score, x: Tensor, x0: Tensor, n: int, attention: Tensor) -> dict[str, Tensor]:
     """By the formulas of the design, k from 0 to N."""
     points = [x0 + k / n * (x - x0) for k in range(n + 1)]
-    outputs = [float(function(point)) for point in points]
+    outputs = [float(function(point).detach()) for point in points]
     factors = [0.0]
     for k in range(1, n + 1):
         above = abs(outputs[k] - outputs[k - 1])
