@@ -168,3 +168,5 @@ def test_side_by_side_texts_with_green_for_positive_relevance() -> None:
 def test_options_of_other_figures_are_refused() -> None:
     with pytest.raises(InputError, match="unknown option 'pool' for a path_output figure"):
         result().plot(kind="path_output", pool="sum")
+    with pytest.raises(InputError, match="no colours to limit"):
+        result().plot(kind="path_output", limit=1.0)

@@ -171,7 +171,7 @@ def refuse_misfit(graph: ModelGraph, baseline: Baseline, batch: TokenBatch) -> N
 
 
 def _baseline_id(graph: ModelGraph, baseline: Any) -> int:
-    if baseline == PAD:
+    if isinstance(baseline, str) and baseline == PAD:
         return _own_pad_id(graph)
     if isinstance(baseline, str):
         ids = continuation(graph, baseline)

@@ -69,6 +69,8 @@ def relevance(
     if options:
         raise InputError(f"unknown option {next(iter(options))!r} for a {kind} figure.")
     if kind in PATH_FIGURES:
+        if limit is not None:
+            raise InputError(f"a {kind} figure has no colours to limit: leave out limit.")
         return PATH_FIGURES[kind](result, example)
     chosen = range(min(len(result), MOST_EXAMPLES)) if example is None else [example]
     strips = [_example_strip(result[i]) for i in chosen]
