@@ -17,7 +17,7 @@ from lens_attr.attribution.comparison import Comparison
 from lens_attr.attribution.relevance import Relevance
 from lens_attr.circuits.results import PruningComparison, PruningCurve, Ranking
 from lens_attr.errors import InputError
-from lens_attr.plots.palette import INK, LINES, SCALE
+from lens_attr.plots.palette import INK, LINES, POSITIVE, SCALE
 from lens_attr.plots.token_text import boxes, columns
 
 SHORT = ["<s>", " the", " keys", " near", " the"]
@@ -240,7 +240,7 @@ def _contrast(one: str, other: str) -> float:
 
 
 def test_text_is_legible_on_every_colour_and_lines_on_both_themes() -> None:
-    assert all(_contrast(INK, colour) >= 4.5 for _, colour in SCALE)
+    assert all(_contrast(INK, colour) >= 4.5 for _, colour in (*SCALE, *POSITIVE))
     for theme in (plots.LIGHT, plots.DARK):
         paper = theme.layout.paper_bgcolor
         assert _contrast(theme.layout.font.color, paper) >= 7

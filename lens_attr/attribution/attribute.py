@@ -58,8 +58,8 @@ def attribute(
         method: a name from ``la.methods()``, or a `RuleSet` of your own.
         embeddings: ``"full"`` explains token plus position embedding, ``"token"`` the token's
             alone; default: the method's own.
-        baseline: subtracted from the embedding: None for zero, a token (``" "`` in GIM's
-            published setting), an id, or a tensor [d_model], [pos, d_model] or [batch, pos,
+        baseline: subtracted from the embedding: None for zero, ``"pad"``, a token (``" "`` in
+            GIM's published setting), an id, or a tensor [d_model], [pos, d_model] or [batch, pos,
             d_model].
         record: more places to read activation x gradient: roles (``"pattern"``, ``"neurons"``,
             ``"residual"``, ...), hook names, or globs.
@@ -247,7 +247,7 @@ def _assemble(
         target=[label for part in parts for label in part.labels],
         position=target.position.cpu(),
         method=method if isinstance(method, str) else method.name,
-        unit=target.unit,
+        unit=parts[0].unit or target.unit,
         head_tokens=_join_if_any([part.head_tokens for part in parts]),
         heads_relu_dim=_join_if_any([part.heads_relu_dim for part in parts]),
         records=_join_each([part.records for part in parts]),

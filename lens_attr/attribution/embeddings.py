@@ -21,7 +21,9 @@ Embeddings = Literal["full", "token"]
 """``"full"``: token + position (+ type) embedding; ``"token"``: the token's alone."""
 
 Baseline = str | int | Tensor | None
-"""None (zero), a token string or id, or a tensor broadcast to [batch, pos, d_model]."""
+"""None (zero), ``"pad"``, a token string or id, or a tensor broadcast to [batch, pos, d_model]."""
+
+PAD = "pad"
 
 EMBEDDING_ROLES: tuple[Role, ...] = ("embed", "pos_embed", "type_embed")
 
@@ -53,16 +55,11 @@ class EmbeddingExplainer(Explainer):
 
     def rows(self, index: Sequence[int], n: int) -> EmbeddingExplainer:
         """A baseline with a batch axis is cut with the batch."""
-        if isinstance(self.baseline, Tensor) and self.baseline.shape[:-2] == (n,):
-            return replace(self, baseline=self.baseline[list(index)])
-        return self
+        return replace(self, baseline=baseline_rows(self.baseline, index, n))
 
     def describe(self) -> dict[str, Any]:
         """Every option; a baseline tensor by its shape."""
-        options = super().describe()
-        if isinstance(self.baseline, Tensor):
-            options["baseline"] = f"tensor {list(self.baseline.shape)}"
-        return options
+        return super().describe() | {"baseline": describe_baseline(self.baseline)}
 
 
 class InputEmbeddings:
@@ -141,6 +138,18 @@ def baseline_embedding(graph: ModelGraph, baseline: Baseline) -> Tensor:
     return graph.token_embedding(_baseline_id(graph, baseline))
 
 
+def baseline_rows(baseline: Baseline, index: Sequence[int], n: int) -> Baseline:
+    """A baseline for some rows of a batch of ``n``: cut where it has a batch axis."""
+    if isinstance(baseline, Tensor) and baseline.shape[:-2] == (n,):
+        return baseline[list(index)]
+    return baseline
+
+
+def describe_baseline(baseline: Baseline) -> str | int | None:
+    """A baseline for the metadata: a tensor by its shape."""
+    return f"tensor {list(baseline.shape)}" if isinstance(baseline, Tensor) else baseline
+
+
 def refuse_misfit(graph: ModelGraph, baseline: Baseline, batch: TokenBatch) -> None:
     """Raise unless a baseline tensor broadcasts to the embeddings of the whole batch.
 
@@ -162,6 +171,8 @@ def refuse_misfit(graph: ModelGraph, baseline: Baseline, batch: TokenBatch) -> N
 
 
 def _baseline_id(graph: ModelGraph, baseline: Any) -> int:
+    if isinstance(baseline, str) and baseline == PAD:
+        return _own_pad_id(graph)
     if isinstance(baseline, str):
         ids = continuation(graph, baseline)
         if len(ids) != 1:
@@ -174,3 +185,10 @@ def _baseline_id(graph: ModelGraph, baseline: Any) -> int:
     if not 0 <= baseline < graph.d_vocab:
         raise InputError(f"baseline id {baseline} is out of range 0 to {graph.d_vocab - 1}.")
     return baseline
+
+
+def _own_pad_id(graph: ModelGraph) -> int:
+    pad = getattr(graph.tokenizer, "pad_token_id", None)
+    if pad is None:
+        raise InputError("the tokenizer has no pad token: give the baseline as a token or an id.")
+    return int(pad)

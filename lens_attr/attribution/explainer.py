@@ -28,6 +28,7 @@ class Explained:
         records: what the user asked to record.
         flow: summed relevance at the joints of every block, for `Relevance.check`.
         extra: the parts that belong to this method alone, batch first.
+        unit: unit of ``tokens`` where it is not that of the target.
         metadata: facts about this call, such as how often each hook fired.
         notices: what the reader of the result must know.
     """
@@ -40,6 +41,7 @@ class Explained:
     records: dict[str, Tensor] = field(default_factory=dict)
     flow: dict[str, Tensor] = field(default_factory=dict)
     extra: dict[str, Tensor] = field(default_factory=dict)
+    unit: str | None = None
     metadata: dict[str, Any] = field(default_factory=dict)
     notices: list[str] = field(default_factory=list)
 

@@ -16,6 +16,8 @@ from lens_attr.graph import ROLES, ModelGraph, Point, Role
 from lens_attr.rules.lowered import read_gradient
 
 Reduce = Callable[[Tensor], Tensor]
+Combine = Callable[[Tensor, Tensor], Tensor]
+"""Activation and arriving gradient to what is reduced and kept."""
 
 ALIASES: dict[str, Role] = {"neurons": "mlp_post"}
 """Names the field uses for roles."""
@@ -41,6 +43,7 @@ class Probe:
 
     point: Point
     mask: Bool[Tensor, "batch pos"] | None
+    combine: Combine
     reduces: dict[str, Reduce] = field(default_factory=dict)
     results: dict[str, Tensor] = field(default_factory=dict)
     activation: Tensor | None = None
@@ -57,7 +60,7 @@ class Probe:
     def read_gradient(self, grad: Tensor) -> None:
         """Backward hook: sees the gradient that arrives, before any rule placed here."""
         assert self.activation is not None
-        product = self._clean(product_of(self.activation, grad))
+        product = self._clean(self.combine(self.activation, grad))
         for key, reduce in self.reduces.items():
             partial_sum = self.results.get(key)
             value = reduce(product)
@@ -67,11 +70,10 @@ class Probe:
         """Zero on padding, where activations may be anything (0 x NaN is NaN)."""
         if self.mask is None:
             return product
-        positions = self.mask.shape[1]
-        if product.ndim == 4 and product.shape[-2:] == (positions, positions):
+        if self.point.has_key_axis:
             pairs = self.mask[:, None, :, None] & self.mask[:, None, None, :]
             return torch.where(pairs, product, 0.0)
-        if product.ndim >= 2 and product.shape[1] == positions:
+        if product.ndim >= 2 and product.shape[1] == self.mask.shape[1]:
             shape = (*self.mask.shape, *[1] * (product.ndim - 2))
             return torch.where(self.mask.view(shape), product, 0.0)
         return product
@@ -91,18 +93,26 @@ class Recorder:
 
     Args:
         mask: True on real tokens, None where nothing is padded.
+        combine: what is recorded of activation and gradient; default: their product.
         lowered: put nodes into the graph instead of backward hooks.
     """
 
-    def __init__(self, mask: Bool[Tensor, "batch pos"] | None, *, lowered: bool = False) -> None:
+    def __init__(
+        self,
+        mask: Bool[Tensor, "batch pos"] | None,
+        combine: Combine | None = None,
+        *,
+        lowered: bool = False,
+    ) -> None:
         self.mask = mask
+        self.combine = combine or product_of
         self.lowered = lowered
         self._probes: dict[str, Probe] = {}
         self._stack = ExitStack()
 
     def want(self, point: Point, key: str, reduce: Reduce) -> None:
         """Record ``reduce(activation x gradient)`` at a point under ``key``."""
-        probe = self._probes.setdefault(point.name, Probe(point, self.mask))
+        probe = self._probes.setdefault(point.name, Probe(point, self.mask, self.combine))
         probe.reduces[key] = reduce
 
     def __enter__(self) -> Recorder:

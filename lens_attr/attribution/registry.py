@@ -10,8 +10,16 @@ from typing import Any
 import pandas as pd
 
 from lens_attr import rules
+from lens_attr.attribution.aieg import AIEG
 from lens_attr.attribution.explainer import Explainer
+from lens_attr.attribution.gradient_norms import GradientL1, GradientL2
 from lens_attr.attribution.gradients import preset_explainer
+from lens_attr.attribution.integrated_gradients import (
+    ClippedIntegratedGradients,
+    GradientShap,
+    IntegratedGradients,
+)
+from lens_attr.attribution.occlusion import Occlusion
 from lens_attr.errors import InputError, did_you_mean
 
 
@@ -110,6 +118,76 @@ METHODS: dict[str, Method] = {
             ONE_PASS,
             "Jafari et al. 2025",
             partial(preset_explainer, rules.relp),
+        ),
+        Method(
+            "gradient_l1",
+            "l1 norm of the gradient, per token and per head",
+            EVERY_FAMILY,
+            True,
+            "no",
+            ONE_PASS,
+            "Li et al. 2016; LRPx",
+            GradientL1,
+        ),
+        Method(
+            "gradient_l2",
+            "squared l2 norm of the gradient, per token and per head",
+            EVERY_FAMILY,
+            True,
+            "no",
+            ONE_PASS,
+            "LRPx (Arras et al. 2025)",
+            GradientL2,
+        ),
+        Method(
+            "integrated_gradients",
+            "gradients averaged on the way from a baseline, times the difference from it",
+            EVERY_FAMILY,
+            True,
+            "yes, to F(x) - F(baseline), up to the reported gap",
+            "steps + 2 forwards, steps backwards",
+            "Sundararajan et al. 2017",
+            IntegratedGradients,
+        ),
+        Method(
+            "ig_clipped",
+            "integrated gradients, every block's gradient clamped (IGCG)",
+            EVERY_FAMILY,
+            True,
+            "as integrated_gradients, where the clamp does not act",
+            "steps + 2 forwards, steps backwards",
+            "baseline of the AIEG paper",
+            ClippedIntegratedGradients,
+        ),
+        Method(
+            "gradient_shap",
+            "integrated gradients as a mean over random baselines and places, with standard error",
+            EVERY_FAMILY,
+            True,
+            "in expectation, to F(x) - E[F(baseline)]",
+            "n_samples + 1 forwards, n_samples backwards",
+            "Lundberg & Lee 2017",
+            GradientShap,
+        ),
+        Method(
+            "occlusion",
+            "what the target loses when a token is replaced or removed",
+            EVERY_FAMILY,
+            True,
+            "no",
+            "1 forward per token, and 1",
+            "Zeiler & Fergus 2014; Li et al. 2016",
+            Occlusion,
+        ),
+        Method(
+            "aieg",
+            "integrated gradients weighted by emphasis factors, positive part, times attention",
+            "models that show their attention pattern",
+            True,
+            "no",
+            "steps + 2 forwards, steps backwards",
+            "AIEG (ICLR 2025 submission)",
+            AIEG,
         ),
     )
 }

@@ -31,7 +31,7 @@ def attribute(
     model: options.ModelOption = options.DEMO_MODEL,
     method: MethodsOption = ["attnlrp"],  # noqa: B006  (typer copies it)
     position: options.PositionOption = -1,
-    embeddings: options.EmbeddingsOption = "full",
+    embeddings: options.EmbeddingsOption = None,
     backend: options.BackendOption = "auto",
     dtype: options.DtypeOption = "float32",
     device: options.DeviceOption = None,
@@ -65,7 +65,7 @@ def attribute(
 
 
 def _explain(
-    model: Any, text: str, target: Any, method: str, embeddings: options.Embeddings
+    model: Any, text: str, target: Any, method: str, embeddings: options.Embeddings | None
 ) -> Any:
     import lens_attr as la
 

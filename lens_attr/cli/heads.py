@@ -27,7 +27,7 @@ def heads(
     method: MethodOption = "attnlrp",
     pool: options.PoolOption = "relu_token",
     position: options.PositionOption = -1,
-    embeddings: options.EmbeddingsOption = "full",
+    embeddings: options.EmbeddingsOption = None,
     backend: options.BackendOption = "auto",
     dtype: options.DtypeOption = "float32",
     device: options.DeviceOption = None,

@@ -75,9 +75,12 @@ DeviceOption = Annotated[
     ),
 ]
 EmbeddingsOption = Annotated[
-    Embeddings,
+    Embeddings | None,
     typer.Option(
-        "--embeddings", help="What a token is: its whole embedding, or without its position."
+        "--embeddings",
+        help="What a token is: its whole embedding, or without its position; default: the "
+        "method's own.",
+        show_default=False,
     ),
 ]
 PoolOption = Annotated[

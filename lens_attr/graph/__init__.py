@@ -2,7 +2,8 @@
 
 from lens_attr.graph.loading import load
 from lens_attr.graph.model import VALUE_BIASES_FOLDED, ModelGraph, backend_class, resolve
-from lens_attr.graph.points import ROLES, Activation, Point, Role
+from lens_attr.graph.naming import ROLES, Role
+from lens_attr.graph.points import Activation, Point
 
 __all__ = [
     "ROLES",

@@ -15,7 +15,8 @@ from torch import Tensor, nn
 
 from lens_attr.errors import InputError, UnsupportedModelError, did_you_mean
 from lens_attr.graph import naming
-from lens_attr.graph.points import ROLES, Activation, HookedPoint, ModulePoint, Point, Role
+from lens_attr.graph.naming import ROLES, Role
+from lens_attr.graph.points import Activation, HookedPoint, ModulePoint, Point
 
 Backend = Literal["HookedTransformer", "HookedEncoder", "TransformerBridge"]
 

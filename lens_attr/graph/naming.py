@@ -2,7 +2,38 @@
 
 from __future__ import annotations
 
-from lens_attr.graph.points import Role
+from typing import Literal, get_args
+
+Role = Literal[
+    "embed",
+    "pos_embed",
+    "type_embed",
+    "residual",
+    "norm_scale",
+    "q",
+    "k",
+    "v",
+    "scores",
+    "pattern",
+    "z",
+    "attn_out",
+    "resid_mid",
+    "mlp_in",
+    "mlp_pre",
+    "mlp_up",
+    "mlp_post",
+    "mlp_out",
+    "head_pre",
+    "head_post",
+    "unembed_in",
+    "logits",
+]
+"""``mlp_pre`` is the gate's pre-activation in a gated MLP and ``mlp_up`` what it multiplies;
+``head_pre`` and ``head_post`` lie around the activation of BERT's masked-word head; ``residual``
+is the stream before every block and after the last one. ``resid_mid`` is the stream between
+attention and MLP (HookedTransformer), ``mlp_in`` the branch into the MLP's norm (Bridge)."""
+
+ROLES: tuple[Role, ...] = get_args(Role)
 
 PER_BLOCK: dict[Role, str] = {
     "residual": "hook_resid_pre",

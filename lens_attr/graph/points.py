@@ -11,43 +11,13 @@ from abc import ABC, abstractmethod
 from collections.abc import Callable, Collection, Iterable
 from contextlib import ExitStack
 from dataclasses import dataclass
-from typing import Any, Literal, get_args
+from typing import Any, Literal
 
 from torch import Tensor, nn
 from transformer_lens.hook_points import HookPoint
 
 from lens_attr.errors import UnsupportedModelError
-
-Role = Literal[
-    "embed",
-    "pos_embed",
-    "type_embed",
-    "residual",
-    "norm_scale",
-    "q",
-    "k",
-    "v",
-    "scores",
-    "pattern",
-    "z",
-    "attn_out",
-    "resid_mid",
-    "mlp_in",
-    "mlp_pre",
-    "mlp_up",
-    "mlp_post",
-    "mlp_out",
-    "head_pre",
-    "head_post",
-    "unembed_in",
-    "logits",
-]
-"""``mlp_pre`` is the gate's pre-activation in a gated MLP and ``mlp_up`` what it multiplies;
-``head_pre`` and ``head_post`` lie around the activation of BERT's masked-word head; ``residual``
-is the stream before every block and after the last one. ``resid_mid`` is the stream between
-attention and MLP (HookedTransformer), ``mlp_in`` the branch into the MLP's norm (Bridge)."""
-
-ROLES: tuple[Role, ...] = get_args(Role)
+from lens_attr.graph.naming import PER_BLOCK
 
 TensorHook = Callable[[Tensor], "Tensor | None"]
 """Reads an activation (or a gradient); what it returns, if anything, replaces it."""
@@ -66,6 +36,11 @@ class Point(ABC):
         """Block index, None outside the blocks."""
         match = re.match(r"blocks\.(\d+)\.", self.name)
         return int(match[1]) if match else None
+
+    @property
+    def has_key_axis(self) -> bool:
+        """Whether activations are [batch, head, query, key]."""
+        return self.name.endswith((PER_BLOCK["scores"], PER_BLOCK["pattern"]))
 
     @abstractmethod
     def on_forward(self, hook: TensorHook, stack: ExitStack) -> None:

@@ -254,3 +254,10 @@ def unknown_words(graph: ModelGraph, batch: TokenBatch) -> list[str]:
 
 def _encode_plain(graph: ModelGraph, text: str) -> list[int]:
     return graph.tokenizer(text, add_special_tokens=False)["input_ids"]
+
+
+def special_tokens(graph: ModelGraph, batch: TokenBatch) -> Bool[Tensor, "batch pos"]:
+    """True on the real tokens that the tokenizer calls special (BOS, [CLS], [MASK], ...)."""
+    known = list(getattr(graph.tokenizer, "all_special_ids", None) or ())
+    special = torch.tensor(known, dtype=torch.long, device=batch.token_ids.device)
+    return torch.isin(batch.token_ids, special) & batch.attention_mask

@@ -6,6 +6,13 @@
 from lens_attr.plots.attention_map import attention
 from lens_attr.plots.head_map import heads
 from lens_attr.plots.palette import shade
+from lens_attr.plots.path_figures import (
+    gradient_distance,
+    output_emphasis,
+    path_emphasis,
+    path_output,
+    path_parts,
+)
 from lens_attr.plots.pruning_curves import pruning
 from lens_attr.plots.template import DARK, LIGHT
 from lens_attr.plots.token_figures import comparison, relevance
@@ -17,8 +24,13 @@ __all__ = [
     "LIGHT",
     "attention",
     "comparison",
+    "gradient_distance",
     "heads",
     "html_tokens",
+    "output_emphasis",
+    "path_emphasis",
+    "path_output",
+    "path_parts",
     "pruning",
     "readable",
     "relevance",

@@ -20,6 +20,9 @@ SCALE: tuple[tuple[float, str], ...] = (
     (1.0, "#e5772a"),
 )
 
+POSITIVE: tuple[tuple[float, str], ...] = ((0.0, "#f7f6f3"), (0.5, "#b4dcbf"), (1.0, "#58b368"))
+"""Near-white to green, for relevance of which only the positive part is shown."""
+
 LINES = ("#3b82c4", "#e2701f", "#1a9e77", "#c65fa5", "#a98600", "#8673d1", "#5b9aa0", "#c0504d")
 """One per curve; each has a contrast of at least 3 on white and on the dark page."""
 

@@ -11,7 +11,8 @@ import plotly.graph_objects as go
 
 from lens_attr.errors import InputError, did_you_mean
 from lens_attr.plots.head_map import heads
-from lens_attr.plots.palette import INK
+from lens_attr.plots.palette import INK, POSITIVE
+from lens_attr.plots.path_figures import PATH_FIGURES, PathKind
 from lens_attr.plots.template import COLOUR_BAR_PX, MONO, figure, relevance_axis
 from lens_attr.plots.token_text import Box, boxes, plotly_text, shares
 
@@ -19,7 +20,9 @@ if TYPE_CHECKING:
     from lens_attr.attribution.comparison import Comparison
     from lens_attr.attribution.relevance import Relevance
 
-Kind = Literal["tokens", "heads"]
+Kind = Literal["tokens", "heads", PathKind]
+
+Colours = Literal["signed", "positive"]
 
 MOST_EXAMPLES = 20
 """Examples drawn when none is chosen."""
@@ -50,7 +53,8 @@ def relevance(
 
     Args:
         result: what to draw.
-        kind: ``"tokens"``, or ``"heads"`` for the head map (then ``options`` go to `heads`).
+        kind: ``"tokens"``, or ``"heads"`` for the head map (then ``options`` go to `heads`), or
+            for a result of AIEG the name of one of `lens_attr.plots.path_figures`.
         example: which example; ``None`` draws all, up to the first 20.
         limit: relevance at which the colour saturates; default: the largest absolute one.
         wrap: characters on a line.
@@ -63,7 +67,11 @@ def relevance(
     if kind == "heads":
         return heads(result, example=example, limit=limit, **options)
     if options:
-        raise InputError(f"unknown option {next(iter(options))!r} for a token figure.")
+        raise InputError(f"unknown option {next(iter(options))!r} for a {kind} figure.")
+    if kind in PATH_FIGURES:
+        if limit is not None:
+            raise InputError(f"a {kind} figure has no colours to limit: leave out limit.")
+        return PATH_FIGURES[kind](result, example)
     chosen = range(min(len(result), MOST_EXAMPLES)) if example is None else [example]
     strips = [_example_strip(result[i]) for i in chosen]
     values = (value for strip in strips for value in strip.values)
@@ -74,7 +82,9 @@ def relevance(
     return _draw(strips, title, axis, wrap)
 
 
-def comparison(result: Comparison, example: int = 0, wrap: int = 88) -> go.Figure:
+def comparison(
+    result: Comparison, example: int = 0, wrap: int = 88, colours: Colours = "signed"
+) -> go.Figure:
     """The same text once per method.
 
     Methods measure in different units, so each strip is coloured relative to its own largest
@@ -84,20 +94,28 @@ def comparison(result: Comparison, example: int = 0, wrap: int = 88) -> go.Figur
         result: what to draw.
         example: which example.
         wrap: characters on a line.
+        colours: ``"signed"``, or ``"positive"`` for green where relevance is positive and no
+            colour where it is not, relative to the largest positive one (the AIEG paper's).
 
     Raises:
-        InputError: nothing to compare, or example out of range.
+        InputError: nothing to compare, example out of range, or unknown colours.
     """
     if not result.results:
         raise InputError("the comparison holds no method.")
+    if colours not in get_args(Colours):
+        raise InputError(f"colours must be 'signed' or 'positive', got {colours!r}.")
+    positive = colours == "positive"
     strips = []
     for method, of_method in result.results.items():
         one = of_method[example]
         values = one.real_tokens().double().tolist()
-        strips.append(Strip(method, one.real_str_tokens(), values, shares(values)))
+        drawn = [max(value, 0.0) for value in values] if positive else values
+        strips.append(Strip(method, one.real_str_tokens(), values, shares(drawn)))
     first = next(iter(result.results.values()))[example]
     title = f"Token relevance by method: {_target_line(first)}"
     axis = relevance_axis((), "share of the method's largest", limit=1.0)
+    if positive:
+        axis |= {"colorscale": [list(stop) for stop in POSITIVE], "cmin": 0.0}
     return _draw(strips, title, axis, wrap)
 
 

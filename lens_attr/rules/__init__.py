@@ -1,6 +1,7 @@
 """Attribution rules as backward hooks: presets, single rules, and rules of your own."""
 
 from lens_attr.rules.attention import ScalePattern, ScaleZ, TemperedSoftmax
+from lens_attr.rules.clamp import ClampGradient
 from lens_attr.rules.core import Placement, Rule, RuleSet, Tape, scale
 from lens_attr.rules.custom import Custom, custom
 from lens_attr.rules.mlp import GateSplit, IdentityActivation
@@ -18,6 +19,7 @@ from lens_attr.rules.presets import (
 
 __all__ = [
     "PRESETS",
+    "ClampGradient",
     "Custom",
     "FreezeNorm",
     "GateSplit",

@@ -43,6 +43,16 @@ class Resolved:
         labels = [self.labels[i] for i in index]
         return replace(self, position=self.position[chosen], labels=labels, token_ids=ids)
 
+    def pinned(self, logits: Float[Tensor, "batch d_vocab"]) -> Resolved:
+        """The same target for changed inputs: what depends on the logits is settled by these.
+
+        The top logit of a text stays the logit of that token while the text is perturbed.
+        """
+        if self.relabel is None:
+            return self
+        top = logits.argmax(dim=-1)[:, None]
+        return replace(self, token_ids=top, labels=self.relabel(logits), relabel=None)
+
     def at(self, position: Int[Tensor, " batch"]) -> Resolved:
         """The same target at other positions (of a batch whose columns have moved)."""
         return replace(self, position=position)

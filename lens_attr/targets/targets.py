@@ -288,7 +288,7 @@ def _logit_diff(logits: Tensor, target: Resolved) -> Tensor:
 
 
 def _top_logit(logits: Tensor, target: Resolved) -> Tensor:
-    return logits.max(dim=-1).values
+    return logits.max(dim=-1).values if target.token_ids is None else _logit(logits, target)
 
 
 def _unused(logits: Tensor, target: Resolved) -> Tensor:

@@ -1,0 +1,89 @@
+"""Gradient norms: how strongly the explained number reacts to each token, in any direction."""
+
+from __future__ import annotations
+
+from abc import abstractmethod
+from contextlib import ExitStack
+from dataclasses import dataclass
+from typing import ClassVar
+
+import torch
+from torch import Tensor
+
+from lens_attr.attribution.embeddings import InputEmbeddings, masked_sum
+from lens_attr.attribution.explainer import Explained, Explainer
+from lens_attr.attribution.recording import Recorder
+from lens_attr.attribution.scoring import gradient_of, labels_of, refuse_non_finite, target_value
+from lens_attr.graph import ModelGraph
+from lens_attr.graph.tokens import TokenBatch
+from lens_attr.targets import Resolved
+
+
+@dataclass(frozen=True, kw_only=True)
+class GradientNorm(Explainer):
+    """A norm of the true gradient: sensitivity, never negative, and conserving nothing.
+
+    Tokens: the gradient at the token embedding, which is also the one at token + position.
+    Heads: the gradient at z, per position; the three poolings of head relevance are then the same
+    (LRPx, Arras et al. 2025).
+    """
+
+    per: ClassVar[str]
+    """The unit of the result, ``{}`` standing for that of the target."""
+
+    @staticmethod
+    @abstractmethod
+    def size(gradient: Tensor) -> Tensor:
+        """What one entry of the gradient counts."""
+
+    def explain(self, graph: ModelGraph, batch: TokenBatch, target: Resolved) -> Explained:
+        """One forward and one backward. See `Explainer.explain`."""
+        points = graph.points("z")
+        sizes_only = lambda _, gradient: self._size(gradient)  # noqa: E731
+        recorder = Recorder(batch.padding_mask, sizes_only, lowered=True)
+        for point in points:
+            recorder.want(point, "per head", lambda sizes: sizes.sum(dim=-1))
+        inputs = InputEmbeddings()
+        with torch.enable_grad(), ExitStack() as stack:
+            inputs.attach(graph, stack)
+            stack.enter_context(recorder)
+            value, logits = target_value(graph, batch, target)
+            gradient = gradient_of(value, inputs.leaf)
+        tokens = masked_sum(self._size(gradient), batch.attention_mask)
+        refuse_non_finite("relevance", tokens)
+        heads = torch.stack([recorder.get(point, "per head") for point in points], dim=1)
+        return Explained(
+            tokens=tokens,
+            target_value=value.detach(),
+            labels=labels_of(target, logits),
+            head_tokens=heads,
+            heads_relu_dim=heads.sum(dim=2),
+            unit=self.per.format(target.unit),
+        )
+
+    def _size(self, gradient: Tensor) -> Tensor:
+        return self.size(gradient.to(torch.promote_types(gradient.dtype, torch.float32)))
+
+
+@dataclass(frozen=True, kw_only=True)
+class GradientL1(GradientNorm):
+    """``sum_d |dF / dx_d|`` per token; ``sum_d |dF / dz_d|`` per head and position."""
+
+    per = "|d {}| per unit of embedding"
+
+    @staticmethod
+    def size(gradient: Tensor) -> Tensor:
+        """See `GradientNorm`."""
+        return gradient.abs()
+
+
+@dataclass(frozen=True, kw_only=True)
+class GradientL2(GradientNorm):
+    """``sum_d (dF / dx_d)^2`` per token: the squared l2 norm, which LRPx calls l2."""
+
+    per = "(d {} per unit of embedding)^2"
+
+    @staticmethod
+    def size(gradient: Tensor) -> Tensor:
+        """See `GradientNorm`."""
+        return gradient.square()

@@ -1,0 +1,360 @@
+"""Integrated gradients and its relatives: clipped (IGCG), and with random baselines (GradSHAP)."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from contextlib import AbstractContextManager, nullcontext
+from dataclasses import dataclass, replace
+from math import inf
+from typing import Any, Literal
+
+import torch
+from jaxtyping import Bool, Float, Int
+from torch import Tensor
+
+from lens_attr.attribution.embeddings import (
+    Baseline,
+    baseline_embedding,
+    baseline_rows,
+    describe_baseline,
+    masked_sum,
+    refuse_misfit,
+)
+from lens_attr.attribution.explainer import Explained
+from lens_attr.attribution.paths import (
+    Quadrature,
+    average_gradient,
+    between,
+    chunks,
+    nodes,
+    refuse_no_count,
+    value_and_gradient,
+)
+from lens_attr.attribution.perturbation import (
+    Inputs,
+    PerturbationExplainer,
+    model_function,
+    read_inputs,
+    value_at,
+)
+from lens_attr.attribution.scoring import refuse_non_finite
+from lens_attr.errors import InputError
+from lens_attr.graph import ModelGraph
+from lens_attr.graph.tokens import TokenBatch
+from lens_attr.rules import ClampGradient, RuleSet
+from lens_attr.rules.session import Session
+from lens_attr.targets import Resolved
+
+TOLERATED_GAP = 0.05
+"""Completeness gap, as a share of F(x) - F(baseline), above which the result carries a notice."""
+
+ROUNDING = 1e-5
+"""Of the two values themselves: below it a gap means nothing."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class IntegratedGradients(PerturbationExplainer):
+    """``(x - x0) . integral of dF/dx over the straight path from x0 to x`` (Sundararajan 2017).
+
+    Sums to F(x) - F(x0), up to the error of the quadrature: ``extra["completeness_gap"]`` is the
+    sum minus that difference, ``extra["baseline_value"]`` is F(x0). Where the embeddings pass a
+    norm with nothing added to them (Llama from a zero baseline, BERT with
+    ``embeddings="full"``), F does not depend on their scale, so that all change lies next to zero
+    and the gap stays large for thousands of steps: use a token as the baseline. The target
+    stays the same along the path: a top logit is that of the token on top at x.
+
+    Cost: ``steps`` forwards and backwards, and 2 forwards for F(x) and F(x0).
+
+    Attributes:
+        steps: number of gradients.
+        quadrature: where on the path they are taken, see `paths.Quadrature`.
+    """
+
+    steps: int = 50
+    quadrature: Quadrature = "gauss_legendre"
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        nodes(self.quadrature, self.steps)
+
+    def explain(self, graph: ModelGraph, batch: TokenBatch, target: Resolved) -> Explained:
+        """See `Explainer.explain`."""
+        inputs = read_inputs(graph, batch, target, self.embeddings, self.baseline)
+        function = model_function(graph, batch, inputs.target, self.embeddings)
+        size = self.rows_per_call(batch, target)
+        with self._rules(graph):
+            gradient = average_gradient(
+                function,
+                inputs.start,
+                inputs.end,
+                *nodes(self.quadrature, self.steps),
+                size,
+                self._change,
+            )
+        tokens = masked_sum((inputs.end - inputs.start) * gradient, batch.attention_mask)
+        refuse_non_finite("relevance", tokens)
+        baseline_value = value_at(function, inputs.start, size)
+        gap = tokens.sum(dim=1) - (inputs.value - baseline_value)
+        return Explained(
+            tokens=tokens,
+            target_value=inputs.value,
+            labels=inputs.labels,
+            extra={"baseline_value": baseline_value, "completeness_gap": gap},
+            notices=self._incomplete(inputs.value, baseline_value, gap),
+        )
+
+    def _rules(self, graph: ModelGraph) -> AbstractContextManager[Any]:
+        """What modifies the backward passes."""
+        return nullcontext()
+
+    def _change(self, gradient: Tensor) -> Tensor:
+        """What modifies the gradient that arrives at the embeddings."""
+        return gradient
+
+    def _incomplete(
+        self,
+        value: Float[Tensor, " batch"],
+        baseline_value: Float[Tensor, " batch"],
+        gap: Float[Tensor, " batch"],
+    ) -> list[str]:
+        change = (value - baseline_value).abs()
+        rounding = ROUNDING * (value.abs() + baseline_value.abs())
+        off = gap.abs() > TOLERATED_GAP * change + rounding
+        if not bool(off.any()):
+            return []
+        worst = float((gap.abs() / change.clamp_min(1e-30))[off].max())
+        return [
+            f"the relevance does not sum to F(x) - F(baseline): the completeness gap is up to "
+            f'{worst:.0%} of that difference (r.extra["completeness_gap"]). {self._remedy()}'
+        ]
+
+    def _remedy(self) -> str:
+        if self.baseline is None:
+            return (
+                f"Take more steps (now {self.steps}), or a token as the baseline (baseline="
+                '"pad"): a model that normalises its embeddings first changes abruptly near zero.'
+            )
+        return f"Take more steps (now {self.steps}), or a baseline nearer to the text."
+
+
+@dataclass(frozen=True, kw_only=True)
+class ClippedIntegratedGradients(IntegratedGradients):
+    """IGCG: integrated gradients with clipped gradients (the comparison of the AIEG paper).
+
+    The paper clips the recurrence dh_t / dh_(t-1) of a recurrent network to
+    [theta_minus, theta_plus], against exploding gradients. A transformer has no such recurrence,
+    so there is no exact counterpart. ``where="blocks"`` clamps what comes nearest: the gradient
+    handed down from block to block (`la.rules.ClampGradient`). ``where="input"`` is the weaker
+    reading, which clamps the gradient that arrives at the embeddings; the default bound never
+    binds there, so it equals integrated gradients. With infinite bounds both are integrated
+    gradients exactly; where the clamp acts, the sum is no longer F(x) - F(x0).
+
+    Attributes:
+        theta_minus: smallest entry of the gradient.
+        theta_plus: largest entry of the gradient.
+        where: ``"blocks"`` or ``"input"``.
+    """
+
+    theta_minus: float = -inf
+    theta_plus: float = 1e6
+    where: Literal["blocks", "input"] = "blocks"
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if self.where not in ("blocks", "input"):
+            raise InputError(f"where must be 'blocks' or 'input', got {self.where!r}.")
+        self._clamp()
+
+    def _clamp(self) -> ClampGradient:
+        return ClampGradient(low=self.theta_minus, high=self.theta_plus)
+
+    def _rules(self, graph: ModelGraph) -> AbstractContextManager[Any]:
+        if self.where == "input":
+            return nullcontext()
+        return Session(graph, RuleSet((self._clamp(),), name="ig_clipped"), strict=True)
+
+    def _change(self, gradient: Tensor) -> Tensor:
+        if self.where == "blocks":
+            return gradient
+        return gradient.clamp(self.theta_minus, self.theta_plus)
+
+    def _remedy(self) -> str:
+        return f"{super()._remedy()} Where the clamp acts, a gap is its price."
+
+
+@dataclass(frozen=True)
+class Draws:
+    """The random choices of GradSHAP, one per sample, the same for every example.
+
+    Drawn on the CPU from a generator of their own, so they depend on nothing but the seed: not on
+    the device, the other texts of the batch, or how the samples are batched.
+    """
+
+    alpha: Float[Tensor, " sample"]
+    baseline: Int[Tensor, " sample"]
+    noise_seed: Int[Tensor, " sample"]
+
+    @staticmethod
+    def make(n_samples: int, n_baselines: int, seed: int) -> Draws:
+        """Uniform alphas, and baselines drawn with replacement."""
+        generator = torch.Generator().manual_seed(seed)
+        return Draws(
+            torch.rand(n_samples, generator=generator, dtype=torch.float64),
+            torch.randint(n_baselines, (n_samples,), generator=generator),
+            torch.randint(2**62, (n_samples,), generator=generator),
+        )
+
+    def noise(
+        self, sample: int, real: Bool[Tensor, " pos"], width: int
+    ) -> Float[Tensor, "pos width"]:
+        """Standard normal noise on the real tokens of one example, in their order; else 0."""
+        generator = torch.Generator().manual_seed(int(self.noise_seed[sample]))
+        drawn = torch.randn(int(real.sum()), width, generator=generator)
+        noise = torch.zeros(len(real), width, device=real.device)
+        noise[real] = drawn.to(real.device)
+        return noise
+
+
+@dataclass(frozen=True, kw_only=True)
+class GradientShap(PerturbationExplainer):
+    """GradSHAP: ``E[(x - x0) . dF/dx at x0 + alpha (x - x0)]`` (Lundberg & Lee 2017).
+
+    The expectation over random baselines x0 and alphas uniform in [0, 1], as a mean over
+    ``n_samples``; ``extra["standard_error"]`` says how far it may be off, per token. Sums, in
+    expectation, to F(x) - E[F(x0)]. The same seed gives the same result on every device and for
+    every batch size; torch's global random state is neither read nor changed.
+
+    Cost: ``n_samples`` forwards and backwards, and 1 forward.
+
+    Attributes:
+        n_samples: number of (x0, alpha) pairs, at least 2.
+        seed: of the samples.
+        noise: standard deviation of the normal noise added to every baseline, as a multiple of
+            the root mean square of the text's embedding entries; 0 for none.
+        baselines: several baselines to draw from, each as ``baseline`` would be given, instead of
+            the one.
+    """
+
+    n_samples: int = 50
+    seed: int = 0
+    noise: float = 0.1
+    baselines: Sequence[Baseline] | None = None
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        refuse_no_count("n_samples", self.n_samples, least=2)
+        refuse_no_count("seed", self.seed, least=0)
+        if not 0 <= self.noise < inf:
+            raise InputError(f"noise must be 0 or more, and finite, got {self.noise!r}.")
+        if self.baselines is None:
+            return
+        if isinstance(self.baselines, str) or not len(self.baselines):
+            raise InputError("baselines must be a list of one or more tokens, ids or tensors.")
+        if self.baseline is not None:
+            raise InputError("give baseline or baselines, not both.")
+
+    @property
+    def keep_width(self) -> bool:
+        """The standard error has positions."""
+        return True
+
+    def refuse(self, graph: ModelGraph, batch: TokenBatch) -> None:
+        """Every baseline must fit the embeddings of the whole batch."""
+        for baseline in self._baselines():
+            refuse_misfit(graph, baseline, batch)
+
+    def rows(self, index: Sequence[int], n: int) -> GradientShap:
+        """Baselines with a batch axis are cut with the batch."""
+        if self.baselines is None:
+            return replace(self, baseline=baseline_rows(self.baseline, index, n))
+        return replace(self, baselines=[baseline_rows(one, index, n) for one in self.baselines])
+
+    def describe(self) -> dict[str, Any]:
+        """Every option; tensors by their shape."""
+        each = self.baselines and [describe_baseline(one) for one in self.baselines]
+        return super().describe() | {"baselines": each}
+
+    def _baselines(self) -> list[Baseline]:
+        return [self.baseline] if self.baselines is None else list(self.baselines)
+
+    def explain(self, graph: ModelGraph, batch: TokenBatch, target: Resolved) -> Explained:
+        """See `Explainer.explain`."""
+        inputs = read_inputs(graph, batch, target, self.embeddings, None)
+        samples = self._samples(graph, batch, inputs)
+        tokens = samples.mean(dim=0)
+        refuse_non_finite("relevance", tokens)
+        return Explained(
+            tokens=tokens,
+            target_value=inputs.value,
+            labels=inputs.labels,
+            extra={"standard_error": samples.std(dim=0) / self.n_samples**0.5},
+        )
+
+    def _samples(
+        self, graph: ModelGraph, batch: TokenBatch, inputs: Inputs
+    ) -> Float[Tensor, "sample batch pos"]:
+        """(x - x0) . gradient of every sample."""
+        end, mask = inputs.end, batch.attention_mask
+        function = model_function(graph, batch, inputs.target, self.embeddings)
+        starts = self._starts(graph, batch, inputs)
+        alphas = starts.draws.alpha.to(end.device)
+        found = end.new_zeros(self.n_samples, *mask.shape)
+        size = self.rows_per_call(batch, inputs.target)
+        for sample, example in chunks(self.n_samples, len(batch), size, end.device):
+            start, here = starts(sample, example), end[example]
+            _, gradient = value_and_gradient(
+                function, between(start, here, alphas[sample]), example
+            )
+            found[sample, example] = masked_sum((here - start) * gradient, mask[example])
+        return found
+
+    def _starts(self, graph: ModelGraph, batch: TokenBatch, inputs: Inputs) -> RandomBaselines:
+        end, mask = inputs.end, batch.attention_mask
+        each = [baseline_embedding(graph, one).to(end).expand_as(end) for one in self._baselines()]
+        return RandomBaselines(
+            draws=Draws.make(self.n_samples, len(each), self.seed),
+            baselines=each,
+            spread=self.noise * _root_mean_square(end, mask),
+            end=end,
+            mask=mask,
+        )
+
+
+@dataclass(frozen=True)
+class RandomBaselines:
+    """The random baseline of every (sample, example), made when it is needed.
+
+    Attributes:
+        draws: the random choices.
+        baselines: what is drawn from.
+        spread: standard deviation of the noise, per example.
+        end: the embeddings themselves, which stay on padding.
+        mask: True on real tokens.
+    """
+
+    draws: Draws
+    baselines: list[Tensor]
+    spread: Float[Tensor, " batch"]
+    end: Float[Tensor, "batch pos d_model"]
+    mask: Bool[Tensor, "batch pos"]
+
+    def __call__(
+        self, sample: Int[Tensor, " row"], example: Int[Tensor, " row"]
+    ) -> Float[Tensor, "row pos d_model"]:
+        """One baseline per row."""
+        pairs = zip(sample.tolist(), example.tolist(), strict=True)
+        start = torch.stack([self._one(s, b) for s, b in pairs])
+        return torch.where(self.mask[example][..., None], start, self.end[example])
+
+    def _one(self, sample: int, example: int) -> Float[Tensor, "pos d_model"]:
+        centre = self.baselines[int(self.draws.baseline[sample])][example]
+        noise = self.draws.noise(sample, self.mask[example], centre.shape[-1])
+        return centre + self.spread[example] * noise.to(centre)
+
+
+def _root_mean_square(
+    embedding: Float[Tensor, "batch pos d_model"], mask: Bool[Tensor, "batch pos"]
+) -> Float[Tensor, " batch"]:
+    """Over the entries of an example's real tokens."""
+    squares = masked_sum(embedding.square(), mask).sum(dim=1)
+    return (squares / (mask.sum(dim=1) * embedding.shape[-1])).sqrt()

@@ -1,0 +1,126 @@
+"""What methods share that run many variants of a text: the inputs, the budget, the function."""
+
+from __future__ import annotations
+
+from contextlib import ExitStack
+from dataclasses import dataclass
+
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
+from lens_attr.attribution.embeddings import (
+    Baseline,
+    EmbeddingExplainer,
+    Embeddings,
+    InputEmbeddings,
+    baseline_embedding,
+    replaced_embedding,
+)
+from lens_attr.attribution.paths import Function, refuse_no_count
+from lens_attr.attribution.scoring import labels_of, target_value
+from lens_attr.graph import ModelGraph
+from lens_attr.graph.tokens import TokenBatch
+from lens_attr.targets import Resolved
+
+
+@dataclass(frozen=True, kw_only=True)
+class PerturbationExplainer(EmbeddingExplainer):
+    """A method that runs many variants of the same text.
+
+    Attributes:
+        embeddings: which part of the embedding is varied; with ``"token"`` positions stay.
+        baseline: what it is varied towards: None for zero, ``"pad"``, a token, an id, or a tensor
+            [d_model], [pos, d_model] or [batch, pos, d_model]. It stands in the place of all that
+            ``embeddings`` names, so with ``"full"`` a zero baseline zeroes token and position.
+        max_batch_tokens: how many tokens go through the model at a time, padding included; fewer
+            need less memory. A single text is never split, and a `la.Metric` always sees the
+            batch it was written for.
+    """
+
+    embeddings: Embeddings = "token"
+    max_batch_tokens: int = 2048
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        refuse_no_count("max_batch_tokens", self.max_batch_tokens)
+
+    def rows_per_call(self, batch: TokenBatch, target: Resolved) -> int:
+        """How many variants go through the model together."""
+        if target.full is not None:
+            return len(batch)
+        return max(1, self.max_batch_tokens // batch.token_ids.shape[1])
+
+
+@dataclass(frozen=True)
+class Inputs:
+    """One batch as it is and as its baseline, in at least float32.
+
+    Attributes:
+        end: the embeddings that are explained.
+        start: the baseline, which equals ``end`` on padding.
+        value: the explained number.
+        logits: at the explained position.
+        target: what is explained, also where the input changes.
+        labels: the same in words.
+    """
+
+    end: Float[Tensor, "batch pos d_model"]
+    start: Float[Tensor, "batch pos d_model"]
+    value: Float[Tensor, " batch"]
+    logits: Float[Tensor, "batch d_vocab"]
+    target: Resolved
+    labels: list[str]
+
+
+def read_inputs(
+    graph: ModelGraph,
+    batch: TokenBatch,
+    target: Resolved,
+    which: Embeddings,
+    baseline: Baseline,
+) -> Inputs:
+    """One forward of the text as it is.
+
+    Raises:
+        InputError: a baseline that is no single token.
+        NonFiniteError: NaN or infinite logits.
+    """
+    start = baseline_embedding(graph, baseline)
+    inputs = InputEmbeddings()
+    with torch.no_grad(), ExitStack() as stack:
+        inputs.attach(graph, stack)
+        value, logits = target_value(graph, batch, target)
+    end = inputs.embedding(which)
+    end = end.to(torch.promote_types(end.dtype, torch.float32))
+    real = batch.attention_mask[..., None]
+    return Inputs(
+        end=end,
+        start=torch.where(real, start.to(end).expand_as(end), end),
+        value=value,
+        logits=logits,
+        target=target.pinned(logits),
+        labels=labels_of(target, logits),
+    )
+
+
+def model_function(
+    graph: ModelGraph, batch: TokenBatch, target: Resolved, which: Embeddings
+) -> Function:
+    """The explained number as a function of the embeddings."""
+
+    def value(point: Tensor, example: Tensor) -> Tensor:
+        rows = example.tolist()
+        with replaced_embedding(graph, point.to(graph.dtype), which):
+            return target_value(graph, batch.rows(rows), target.rows(rows))[0]
+
+    return value
+
+
+def value_at(
+    function: Function, points: Float[Tensor, "example ..."], size: int
+) -> Float[Tensor, " example"]:
+    """The explained number at one point per example, without gradients."""
+    every = torch.arange(len(points), device=points.device)
+    with torch.no_grad():
+        return torch.cat([function(points[rows], rows) for rows in every.split(size)])

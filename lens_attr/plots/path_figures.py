@@ -1,0 +1,243 @@
+"""Figures of AIEG: the output and its emphasis along the path, and what they make of each token."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import TYPE_CHECKING, Any, Literal
+
+import numpy as np
+import plotly.graph_objects as go
+from jaxtyping import Bool, Float
+from numpy.typing import NDArray
+from plotly.subplots import make_subplots
+
+from lens_attr.errors import InputError
+from lens_attr.plots.palette import LINES
+from lens_attr.plots.template import figure
+from lens_attr.plots.token_text import plotly_text, readable, shares
+
+if TYPE_CHECKING:
+    from lens_attr.attribution.relevance import Relevance
+
+MOST_LINES = len(LINES)
+"""Examples drawn when none is chosen: as many as there are colours."""
+_MOST_TICKS = 60
+
+PARTS = {"integrated gradients": "integrated_gradients", "with emphasis": "emphasised"}
+GRADIENTS = {
+    "integrated gradients": "gradient_norm",
+    "with emphasis (AIEG)": "emphasised_gradient_norm",
+}
+
+
+def path_output(result: Relevance, example: int | None = None) -> go.Figure:
+    """The output F against alpha, from the baseline (0) to the text (1), one line per example.
+
+    Args:
+        result: a relevance made with ``method="aieg"``.
+        example: which example; ``None`` draws all, up to the first 8.
+
+    Raises:
+        InputError: another method's result, or example out of range.
+    """
+    fig = _along_path(result, "output", example, "Output along the path")
+    fig.update_yaxes(title_text="output F")
+    return fig
+
+
+def path_emphasis(result: Relevance, example: int | None = None) -> go.Figure:
+    """The emphasis factor EF against alpha, one line per example.
+
+    Args:
+        result: a relevance made with ``method="aieg"``.
+        example: which example; ``None`` draws all, up to the first 8.
+
+    Raises:
+        InputError: another method's result, or example out of range.
+    """
+    fig = _along_path(result, "emphasis", example, "Emphasis along the path")
+    fig.update_yaxes(title_text="emphasis factor EF", rangemode="tozero")
+    return fig
+
+
+def path_parts(result: Relevance, example: int | None = None) -> go.Figure:
+    """Integrated gradients, the same with emphasis, and AIEG, side by side for every token.
+
+    Each is drawn relative to its own largest absolute value; the values show on hover.
+
+    Args:
+        result: a relevance made with ``method="aieg"``.
+        example: which example; ``None`` is the first.
+
+    Raises:
+        InputError: another method's result, or example out of range.
+    """
+    chosen = _examples(result, example)[0]
+    real = _real(result, chosen)
+    values = {name: _extra(result, part)[chosen][real] for name, part in PARTS.items()}
+    values["AIEG"] = result.tokens[chosen].detach().double().cpu().numpy()[real]
+    title = f"From integrated gradients to AIEG: {result.target[chosen]}"
+    fig = figure(_plain(title), height=460, barmode="group", showlegend=True)
+    tokens = [plotly_text(readable(token)) for token in result.real_str_tokens(chosen)]
+    for i, (name, each) in enumerate(values.items()):
+        fig.add_bar(
+            name=name,
+            x=list(range(len(tokens))),
+            y=shares(each.tolist()),
+            marker={"color": LINES[i]},
+            customdata=list(zip(tokens, each.tolist(), strict=True)),
+            hovertemplate="%{customdata[0]}, " + name + " %{customdata[1]:+.4g}<extra></extra>",
+        )
+    step = -(-len(tokens) // _MOST_TICKS)
+    ticks = {"tickvals": list(range(0, len(tokens), step)), "ticktext": tokens[::step]}
+    fig.update_xaxes(tickangle=-60, **ticks)
+    fig.update_layout(legend={"y": 1.02, "yanchor": "bottom", "x": 1, "xanchor": "right"})
+    fig.update_yaxes(title_text="share of the largest", zeroline=True, tickformat="~g")
+    return fig
+
+
+def output_emphasis(result: Relevance, example: int | None = None) -> go.Figure:
+    """Output times emphasis, averaged over the path: one bar per explained token.
+
+    Explain several positions of one text (``la.TopLogit(position=[3, 4, 5])``) to see which of
+    its tokens the model settles on abruptly.
+
+    Args:
+        result: a relevance made with ``method="aieg"``.
+        example: which example; ``None`` draws all.
+
+    Raises:
+        InputError: another method's result, or example out of range.
+    """
+    chosen = range(len(result)) if example is None else _examples(result, example)
+    output, emphasis = _extra(result, "output"), _extra(result, "emphasis")
+    fig = figure("Output x emphasis, mean over the path", height=180 + 30 * len(chosen))
+    fig.add_bar(
+        orientation="h",
+        x=[float((output[i] * emphasis[i])[1:].mean()) for i in chosen],
+        y=[_plain(f"{i}: {result.target[i]}") for i in chosen],
+        marker={"color": LINES[0]},
+        hovertemplate="%{y}<br>F x EF %{x:.4g}<extra></extra>",
+    )
+    fig.update_xaxes(title_text="mean of F x EF", zeroline=True)
+    fig.update_yaxes(autorange="reversed")
+    return fig
+
+
+def gradient_distance(
+    result: Relevance, example: int | None = None, log: bool = False
+) -> go.Figure:
+    """Gradient against the distance from the explained position, without and with emphasis.
+
+    Both panels share one scale, which is what shows where gradients explode in long texts.
+
+    Args:
+        result: a relevance made with ``method="aieg"``.
+        example: which example; ``None`` draws all, up to the first 8.
+        log: a logarithmic scale, on which the smaller gradients with emphasis can be read.
+
+    Raises:
+        InputError: another method's result, or example out of range.
+    """
+    chosen = _examples(result, example)
+    panels = make_subplots(
+        cols=2,
+        shared_yaxes=True,
+        horizontal_spacing=0.04,
+        subplot_titles=list(GRADIENTS),
+        figure=figure("Gradient against distance", height=440, showlegend=len(chosen) > 1),
+    )
+    for column, name in enumerate(GRADIENTS.values(), start=1):
+        for i, one in enumerate(chosen):
+            real = _real(result, one)
+            distance = int(result.position[one]) - np.flatnonzero(real)
+            panels.add_scatter(
+                x=distance,
+                y=_extra(result, name)[one][real],
+                customdata=[plotly_text(readable(t)) for t in result.real_str_tokens(one)],
+                hovertemplate="%{customdata}, distance %{x}<br>gradient %{y:.4g}<extra></extra>",
+                showlegend=column == 1,
+                **_line(result, one, i),
+                row=1,
+                col=column,
+            )
+    panels.update_xaxes(title_text="tokens before the explained position", autorange="reversed")
+    panels.update_yaxes(type="log" if log else "linear", rangemode="tozero", exponentformat="power")
+    panels.update_yaxes(title_text="l2 norm of the mean gradient", col=1)
+    return panels
+
+
+PathKind = Literal[
+    "path_output", "path_emphasis", "path_parts", "output_emphasis", "gradient_distance"
+]
+
+PATH_FIGURES: dict[str, Callable[..., go.Figure]] = {
+    "path_output": path_output,
+    "path_emphasis": path_emphasis,
+    "path_parts": path_parts,
+    "output_emphasis": output_emphasis,
+    "gradient_distance": gradient_distance,
+}
+
+
+def _along_path(result: Relevance, name: str, example: int | None, title: str) -> go.Figure:
+    chosen = _examples(result, example)
+    alpha, values = _extra(result, "alpha"), _extra(result, name)
+    if len(chosen) == 1:
+        title += f": {result.target[chosen[0]]}"
+    elif len(chosen) < len(result):
+        title += f", first {len(chosen)} of {len(result)} examples"
+    fig = figure(_plain(title), height=420, showlegend=len(chosen) > 1)
+    for i, one in enumerate(chosen):
+        fig.add_scatter(
+            x=alpha[one],
+            y=values[one],
+            hovertemplate="alpha %{x:.3g}<br>%{y:.4g}<extra></extra>",
+            **_line(result, one, i),
+        )
+    fig.update_xaxes(title_text="alpha: 0 is the baseline, 1 the text", range=[-0.01, 1.01])
+    return fig
+
+
+def _line(result: Relevance, example: int, i: int) -> dict[str, Any]:
+    colour = LINES[i % len(LINES)]
+    name = _plain(f"{example}: {result.target[example]}")
+    return {
+        "mode": "lines+markers",
+        "line": {"color": colour, "width": 2},
+        "marker": {"size": 5, "color": colour},
+        "name": name,
+        "legendgroup": name,
+    }
+
+
+def _plain(text: str) -> str:
+    """Text of which plotly interprets nothing."""
+    return text.replace("&", "&amp;").replace("<", "&lt;").replace(">", "&gt;")
+
+
+def _examples(result: Relevance, example: int | None) -> list[int]:
+    if example is None:
+        return list(range(min(len(result), MOST_LINES)))
+    if not -len(result) <= example < len(result):
+        raise InputError(f"example {example} is out of range: there are {len(result)}.")
+    return [example % len(result)]
+
+
+def _extra(result: Relevance, name: str) -> Float[NDArray[np.float64], "batch _"]:
+    if name not in result.extra:
+        raise InputError(
+            f"method {result.method!r} has no {name!r}: this figure needs a result of "
+            'la.attribute(..., method="aieg").'
+        )
+    return result.extra[name].detach().double().cpu().numpy()
+
+
+def _real(result: Relevance, example: int) -> Bool[NDArray[np.bool_], " pos"]:
+    mask = result.attention_mask.cpu().numpy()
+    if mask.shape[1] != _extra(result, "net_attention").shape[1]:
+        raise InputError(
+            "this is one example of a padded batch, whose parts keep the padding: draw the whole "
+            "result with example=i instead of result[i]."
+        )
+    return mask[example]
