@@ -21,7 +21,7 @@ from lens_attr.attribution.gradients import OWN_OPTIONS, GradientTimesInput
 from lens_attr.attribution.registry import method as method_named
 from lens_attr.attribution.relevance import Relevance
 from lens_attr.errors import InputError, Notice, UnsupportedModelError
-from lens_attr.graph import VALUE_BIASES_FOLDED, ModelGraph, resolve
+from lens_attr.graph import ModelGraph, resolve
 from lens_attr.graph.tokens import Text, TokenBatch, str_tokens, tokenize
 from lens_attr.rules import RuleSet
 from lens_attr.targets import Resolved, Target, TopLogit
@@ -70,7 +70,8 @@ def attribute(
             ``"integrated_gradients"``.
 
     Returns:
-        The relevance of every token, head and recorded place, in units of the target.
+        The relevance of every token, head and recorded place, in units of the target
+        (attention-based methods have their own).
 
     Raises:
         InputError: an argument that cannot be used.
@@ -95,7 +96,8 @@ def attribute(
     parts = [_explain_rows(graph, batch, resolved, explainer, index, keep_width) for index in rows]
     metadata = _metadata(graph, explainer, parts[0])
     found = [*resolved.notices, *(notice for part in parts for notice in part.notices)]
-    notices = [*dict.fromkeys(found), *_processed(metadata["model"]["weight_processing"])]
+    processed = explainer.processing_notices(metadata["model"]["weight_processing"])
+    notices = [*dict.fromkeys(found), *processed]
     for notice in notices:
         warnings.warn(notice, Notice, stacklevel=2)
     return _assemble(graph, batch, resolved, parts, method, metadata | {"notices": notices})
@@ -156,16 +158,6 @@ def _explainer(method: Any, options: dict[str, Any]) -> Explainer:
     if extra:
         raise InputError(f"switches {extra} go with a method's name, not a RuleSet.")
     return GradientTimesInput(rules=method, **options)
-
-
-def _processed(processing: Sequence[str]) -> list[str]:
-    """Folding a value bias into b_O moves it out of z, where head relevance is read."""
-    if VALUE_BIASES_FOLDED not in processing:
-        return []
-    return [
-        "the value biases of this model are folded into b_O: its head relevance differs from that "
-        "of the raw weights (its token relevance does not). Load it with la.load to compare."
-    ]
 
 
 def _row_groups(n: int, size: int | None, progress: bool | None) -> Iterator[list[int]]:
@@ -237,7 +229,7 @@ def _assemble(
         target=[label for part in parts for label in part.labels],
         position=target.position.cpu(),
         method=method if isinstance(method, str) else method.name,
-        unit=target.unit,
+        unit=parts[0].unit or target.unit,
         head_tokens=_join_if_any([part.head_tokens for part in parts]),
         heads_relu_dim=_join_if_any([part.heads_relu_dim for part in parts]),
         records=_join_each([part.records for part in parts]),

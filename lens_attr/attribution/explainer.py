@@ -10,7 +10,7 @@ from typing import Any
 from jaxtyping import Float
 from torch import Tensor
 
-from lens_attr.graph import ModelGraph
+from lens_attr.graph import VALUE_BIASES_FOLDED, ModelGraph
 from lens_attr.graph.tokens import TokenBatch
 from lens_attr.targets import Resolved
 
@@ -28,6 +28,7 @@ class Explained:
         records: what the user asked to record.
         flow: summed relevance at the joints of every block, for `Relevance.check`.
         extra: the parts that belong to this method alone, batch first.
+        unit: unit of ``tokens`` where it is not that of the target.
         metadata: facts about this call, such as how often each hook fired.
         notices: what the reader of the result must know.
     """
@@ -40,6 +41,7 @@ class Explained:
     records: dict[str, Tensor] = field(default_factory=dict)
     flow: dict[str, Tensor] = field(default_factory=dict)
     extra: dict[str, Tensor] = field(default_factory=dict)
+    unit: str | None = None
     metadata: dict[str, Any] = field(default_factory=dict)
     notices: list[str] = field(default_factory=list)
 
@@ -68,6 +70,20 @@ class Explainer(ABC):
             UnsupportedModelError: with the reason.
             InputError: an option that does not fit.
         """
+
+    def processing_notices(self, processing: Sequence[str]) -> list[str]:
+        """What to tell the reader about processed weights (see `ModelGraph.processing`).
+
+        Unless a method says otherwise: folding a value bias into b_O moves it out of z, where head
+        relevance is read.
+        """
+        if VALUE_BIASES_FOLDED not in processing:
+            return []
+        return [
+            "the value biases of this model are folded into b_O: its head relevance differs from "
+            "that of the raw weights (its token relevance does not). Load it with la.load to "
+            "compare."
+        ]
 
     @property
     def keep_width(self) -> bool:

@@ -1,12 +1,19 @@
 """The only part of the project that knows TransformerLens: hook names, flags and backends."""
 
 from lens_attr.graph.loading import load
-from lens_attr.graph.model import VALUE_BIASES_FOLDED, ModelGraph, backend_class, resolve
+from lens_attr.graph.model import (
+    VALUE_BIASES_FOLDED,
+    WRITING_WEIGHTS_CENTRED,
+    ModelGraph,
+    backend_class,
+    resolve,
+)
 from lens_attr.graph.points import ROLES, Activation, Point, Role
 
 __all__ = [
     "ROLES",
     "VALUE_BIASES_FOLDED",
+    "WRITING_WEIGHTS_CENTRED",
     "Activation",
     "ModelGraph",
     "Point",
