@@ -35,7 +35,7 @@ class MixingExplainer(Explainer):
             a CPU; the result does not depend on it.
     """
 
-    memory_budget: float = 32.0
+    memory_budget: float | int = 32
 
     def __post_init__(self) -> None:
         number = isinstance(self.memory_budget, (int, float))
@@ -93,8 +93,8 @@ class Alti(MixingExplainer):
 
 
 def rolled_out(
-    matrices: Sequence[Sequence[Float[Tensor, "seen seen"]]],
-    seen: Sequence[Int[Tensor, " seen"]],
+    matrices: Sequence[Sequence[Float[Tensor, "_ _"]]],
+    seen: Sequence[Int[Tensor, " _"]],
     position: Int[Tensor, " batch"],
     batch: TokenBatch,
 ) -> Float[Tensor, "batch pos"]:

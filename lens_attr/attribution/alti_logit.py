@@ -245,7 +245,7 @@ def _head_products(
 
 
 def _scattered(
-    splits: Sequence[_Split], seen: Sequence[Int[Tensor, " seen"]], batch: TokenBatch
+    splits: Sequence[_Split], seen: Sequence[Int[Tensor, " _"]], batch: TokenBatch
 ) -> tuple[Float[Tensor, "batch pos"], Float[Tensor, "batch layer pos head"]]:
     """Tokens and heads of every example on the positions of the batch, 0 where t does not see."""
     rows, width = batch.token_ids.shape
