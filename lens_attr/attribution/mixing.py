@@ -121,7 +121,9 @@ def _linearise(
     return mixing
 
 
-def mixing_matrix(mixing: Mixing, causal: bool, memory_budget: float) -> Float[Tensor, "query key"]:
+def mixing_matrix(
+    mixing: Mixing, causal: bool, memory_budget: float | int
+) -> Float[Tensor, "query key"]:
     """C: how much of each position comes from each token, rows summing to 1.
 
     Args:
@@ -194,7 +196,7 @@ def _distance(
 
 
 def _pairs(
-    mixing: Mixing, causal: bool, memory_budget: float
+    mixing: Mixing, causal: bool, memory_budget: float | int
 ) -> Iterator[tuple[slice, list[slice]]]:
     """Blocks of keys, and for each the blocks of queries that read them."""
     n, d_model = mixing.mixed.shape
