@@ -286,12 +286,12 @@ def test_the_dense_form_is_larger() -> None:
     assert memory.largest == tiny.N_HEADS * 32 * 32 * 32 * 8
 
 
-# ----------------------------------------------------------------------------------- what it refuses
+# --------------------------------------------------------------------------------- what it refuses
 
 
 def test_post_norm_models_are_refused_with_the_reason() -> None:
     for backend in tiny.BACKENDS:
-        with pytest.raises(la.UnsupportedModelError, match='post-norm.*method="alti"'):
+        with pytest.raises(la.UnsupportedModelError, match=r'post-norm.*method="alti"'):
             explain(tiny.model("bert", backend), "alti_logit", tiny.token_ids("bert"))
 
 
