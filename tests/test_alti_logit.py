@@ -111,7 +111,6 @@ def test_the_top_logit_is_the_logit_of_that_token(backend: str) -> None:
 def test_tokens_and_terms_sum_to_the_target(case: tuple[str, str]) -> None:
     r = explain(tiny.model(*case, EXACT), "alti_logit", tiny.token_ids(case[0], rows=3))
     assert torch.allclose(r.tokens.sum(dim=1) + separate(r), r.target_value, atol=1e-12)
-    assert r.metadata["gap"] < 1e-13
     # What heads add directly is what the tokens hold in the end: C only moves it.
     assert torch.allclose(r.head_tokens.sum(dim=(1, 2, 3)), r.tokens.sum(dim=1), atol=1e-12)
     assert (r.tokens.sum(dim=1) - r.target_value).abs().min() > 1e-3  # the terms are needed
@@ -199,8 +198,7 @@ def test_a_trained_model_sums_to_the_target(backend: str, shared: Path) -> None:
     model = la.load(shared / "models" / "stories260K", backend, "float32")
     text = "Once upon a time, there was a little girl named Lily. She loved to play with"
     r = la.attribute(model, text, la.TopLogit(), "alti_logit")
-    assert float(r.tokens.sum() + separate(r)) == pytest.approx(float(r.target_value), rel=1e-4)
-    assert r.metadata["gap"] < 1e-5
+    assert float(r.tokens.sum() + separate(r)) == pytest.approx(float(r.target_value), rel=1e-5)
     added = la.attribute(model, text, la.TopLogit(), "alti_logit", initial="last_token")
     assert added.tokens[0, :-1].equal(r.tokens[0, :-1])
 

@@ -31,7 +31,13 @@ from lens_attr.attribution.scoring import (
 from lens_attr.errors import InputError, UnsupportedModelError
 from lens_attr.graph import ModelGraph, Role
 from lens_attr.graph.tokens import TokenBatch
-from lens_attr.graph.weights import final_norm, logit_soft_cap, unembedding
+from lens_attr.graph.weights import (
+    AttentionOutput,
+    attention_output,
+    final_norm,
+    logit_soft_cap,
+    unembedding,
+)
 from lens_attr.targets import Resolved
 
 Initial = Literal["separate", "last_token"]
@@ -102,6 +108,7 @@ class AltiLogit(MixingExplainer):
                 "la.Logit, la.LogitDiff or la.TopLogit, or use a gradient method."
             )
         seen = seen_positions(graph, batch, target.position)
+        outputs = [attention_output(graph, layer) for layer in range(graph.n_layers)]
         traces: list[list[_Trace]] = [[] for _ in seen]
         roles: list[Role] = [*MIXING_ROLES, *(["mlp_out"] if graph.points("mlp_out") else [])]
 
@@ -111,7 +118,7 @@ class AltiLogit(MixingExplainer):
                 above = layer < graph.n_layers - 1  # what the last block mixes is read by none
                 matrix = mixing_matrix(mixing, True, self.memory_budget) if above else None
                 mlp = None if mlp_out is None else mlp_out[example, target.position[example]]
-                traces[example].append(_Trace.of(mixing, mlp, matrix))
+                traces[example].append(_Trace.of(outputs[layer], mixing, mlp, matrix))
 
         with torch.no_grad(), visiting_blocks(graph, roles, visit):
             value, logits = target_value(graph, batch, target)
@@ -124,6 +131,7 @@ class AltiLogit(MixingExplainer):
             tokens[torch.arange(len(batch)), target.position] += extra.pop("initial")
         extra["final_bias"] = final_bias
         refuse_non_finite("relevance", tokens)
+        _refuse_gap(value, tokens, extra)
         return Explained(
             tokens=tokens,
             target_value=value,
@@ -131,7 +139,6 @@ class AltiLogit(MixingExplainer):
             head_tokens=head_tokens,
             heads_relu_dim=torch.stack([one.heads_relu_dim for one in splits]),
             extra=extra,
-            metadata={"gap": _checked_gap(value, tokens, extra)},
         )
 
 
@@ -146,7 +153,7 @@ class _Trace:
     Attributes:
         pattern: A of t's row, over the scale of a norm behind attention.
         values: v of every position that t sees.
-        weight: W_O with that norm, the same tensor for every example.
+        output: the weights behind them, as the model holds them.
         before: the stream of t before the block.
         constant: what attention adds to it whatever the tokens.
         mlp: what the MLP adds to it.
@@ -156,7 +163,7 @@ class _Trace:
 
     pattern: Float[Tensor, "head key"]
     values: Float[Tensor, "key kv_head d_head"]
-    weight: Float[Tensor, "head d_head d_model"]
+    output: AttentionOutput
     before: Float[Tensor, " d_model"]
     constant: Float[Tensor, " d_model"]
     mlp: Float[Tensor, " d_model"]
@@ -164,14 +171,16 @@ class _Trace:
     matrix: Float[Tensor, "key key"] | None
 
     @staticmethod
-    def of(mixing: Mixing, mlp: Tensor | None, matrix: Tensor | None) -> _Trace:
+    def of(
+        output: AttentionOutput, mixing: Mixing, mlp: Tensor | None, matrix: Tensor | None
+    ) -> _Trace:
         """Copies of t's rows, t being the last position seen."""
         mixed = mixing.mixed[-1]
         mlp = torch.zeros_like(mixed) if mlp is None else mlp.to(mixed.dtype)
         return _Trace(
             pattern=mixing.pattern[:, -1] * mixing.scale[-1],
             values=mixing.values,
-            weight=mixing.weight,
+            output=output,
             before=mixing.skip[-1].clone(),
             constant=mixing.constant[-1].clone(),
             mlp=mlp.clone(),
@@ -204,8 +213,10 @@ def _directions(
         coefficients = gradient_of(target.score(leaf, target), leaf)
     stream = torch.stack([trace[-1].after for trace in traces])
     weight, bias = unembedding(graph)
-    u, constant = coefficients @ weight.T, coefficients @ bias
-    u, constant = u.to(stream.dtype), constant.to(stream.dtype)
+    used = coefficients.any(dim=0).nonzero().flatten()  # a few columns, in the wider dtype
+    coefficients = coefficients[:, used].to(stream.dtype)
+    u = coefficients @ weight[:, used].T.to(stream.dtype)
+    constant = coefficients @ bias[used].to(stream.dtype)
     norm = final_norm(graph)
     if norm is None:
         return u, constant
@@ -238,7 +249,7 @@ def _head_products(
     trace: _Trace, direction: Float[Tensor, " d_model"]
 ) -> Float[Tensor, "key head d_head"]:
     """A v_d (W_O u~)_d: what each entry of each head's value adds to the target."""
-    read = trace.weight @ direction
+    read = trace.output.reading(direction)
     repeats = len(read) // trace.values.shape[1]
     values = trace.values.repeat_interleave(repeats, dim=1)
     return values * read * rearrange(trace.pattern, "h j -> j h 1")
@@ -258,23 +269,21 @@ def _scattered(
     return tokens, head_tokens
 
 
-def _checked_gap(
-    value: Float[Tensor, " batch"],
-    tokens: Float[Tensor, "batch pos"],
-    extra: dict[str, Tensor],
-) -> float:
-    """Largest |target - sum of all terms|, relative to the sum of their sizes.
+def _refuse_gap(
+    value: Float[Tensor, " batch"], tokens: Float[Tensor, "batch pos"], extra: dict[str, Tensor]
+) -> None:
+    """Raise unless all terms sum to the target, up to rounding of what they are made of.
 
     Raises:
-        UnsupportedModelError: more than rounding.
+        UnsupportedModelError: naming the relative difference.
     """
     terms = torch.cat([tokens, *(part.reshape(len(part), -1) for part in extra.values())], dim=1)
-    size = terms.abs().sum(dim=1) + value.abs()
-    gap = float(((value - terms.sum(dim=1)).abs() / size).max())
-    if gap > TOLERANCE[value.dtype]:
+    gap = (value - terms.sum(dim=1)).abs()
+    allowed = TOLERANCE[value.dtype] * (terms.abs().sum(dim=1) + value.abs())
+    if bool((gap > allowed).any()):
         raise UnsupportedModelError(
-            f"the terms of alti_logit do not sum to the target (relative gap {gap:.1e}): this "
-            "model computes something that is none of them, or a forward hook of yours changes "
-            "the residual stream or the logits. Remove that hook, or use a gradient method."
+            "the terms of alti_logit do not sum to the target (largest difference "
+            f"{float(gap.max()):.2e}): this model computes something that is none of them, or a "
+            "forward hook of yours changes the residual stream or the logits. Remove that hook, "
+            "or use a gradient method."
         )
-    return gap

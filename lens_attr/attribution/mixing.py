@@ -6,8 +6,8 @@ contribution of token j to position i is how much closer T_i(x_j) brings it to y
 
     c_ij = max(0, |y_i|_1 - |y_i - T_i(x_j)|_1),  divided by its row's sum
 
-(Ferrando et al. 2022, arXiv 2203.04212, Eq. 7 and 8; 2023, arXiv 2305.12535, Eq. 5). A row that is
-zero throughout becomes the row of the identity.
+(Ferrando et al. 2022, arXiv 2203.04212; with the pre-norm y, Ferrando et al. 2023, arXiv
+2305.12535). A row that is zero throughout becomes the row of the identity.
 
 The transformed vectors T_i(x_j) of all pairs would fill [pos, pos, d_model], those of all heads
 n_heads times as much. Here they exist for a few pairs at a time, already summed over heads.
@@ -30,7 +30,7 @@ from lens_attr.graph.tokens import TokenBatch
 from lens_attr.graph.weights import AttentionOutput, attention_output
 
 MIXING_ROLES: tuple[Role, ...] = ("residual", "v", "pattern", "attn_out")
-"""What `linearise` reads of a block."""
+"""What `linearised` reads of a block."""
 
 TOLERANCE = {torch.float64: 2e-4, torch.float32: 2e-4, torch.float16: 1e-2, torch.bfloat16: 5e-2}
 """By the model's dtype: the largest relative difference that is still rounding, of two numbers
@@ -66,10 +66,9 @@ class Mixing:
 
     def head_outputs(self, keys: slice) -> Float[Tensor, "key head d_model"]:
         """weight^h v_j^h of some tokens."""
-        kv_heads = self.values.shape[1]
-        weight = rearrange(self.weight, "(k g) e d -> k e (g d)", k=kv_heads)
-        outputs = rearrange(self.values[keys], "j k e -> k j e") @ weight
-        return rearrange(outputs, "k j (g d) -> j (k g) d", d=self.weight.shape[-1])
+        weight = rearrange(self.weight, "(k g) e d -> k g e d", k=self.values.shape[1])
+        outputs = rearrange(self.values[keys], "j k e -> k 1 j e") @ weight
+        return rearrange(outputs, "k g j d -> j (k g) d")
 
 
 def linearised(
@@ -88,8 +87,7 @@ def linearised(
     """
     output = attention_output(graph, layer)
     # At least float32: the differences of l1 norms drown in half precision.
-    weight = output.weight.to(torch.promote_types(graph.dtype, torch.float32))
-    weight = weight if output.norm is None else output.norm.linear(weight)
+    weight = output.linear_weight(torch.promote_types(graph.dtype, torch.float32))
     for example, positions in enumerate(seen):
         yield _linearise(output, weight, activations, example, positions)
 
