@@ -1,7 +1,7 @@
 """ALTI-Logit: time beside gradient x input, and peak memory against the length of the text.
 
-    python benchmarks/alti_logit.py                    # GPT-2-small shape, about 3 minutes
-    python benchmarks/alti_logit.py --xl               # and GPT-2-xl at T = 256 (needs 9 GiB)
+    python benchmarks/alti_logit.py                    # GPT-2-small shape, about 5 minutes
+    python benchmarks/alti_logit.py --xl               # and GPT-2-xl at T = 256 (needs 12 GiB)
 
 Random weights in float32, since neither depends on their values. Times are medians of interleaved
 runs in one process. Memory is the growth of the process's peak resident set during one call, in a

@@ -316,6 +316,7 @@ def test_targets_that_are_no_sum_of_logits_are_refused(target: la.Target) -> Non
         ({"memory_budget": 0}, "positive number of MiB"),
         ({"memory_budget": "1GB"}, "positive number of MiB"),
         ({"memory_budget": float("nan")}, "positive number of MiB"),
+        ({"memory_budget": float("inf")}, "positive number of MiB"),
         ({"budget": 3}, "no option 'budget'; did you mean 'memory_budget'"),
     ],
 )

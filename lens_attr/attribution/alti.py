@@ -38,11 +38,10 @@ class MixingExplainer(Explainer):
     memory_budget: float | int = 32
 
     def __post_init__(self) -> None:
-        number = isinstance(self.memory_budget, (int, float))
-        if not number or isinstance(self.memory_budget, bool) or not self.memory_budget > 0:
-            raise InputError(
-                f"memory_budget must be a positive number of MiB, got {self.memory_budget!r}."
-            )
+        budget = self.memory_budget
+        number = isinstance(budget, (int, float)) and not isinstance(budget, bool)
+        if not number or not 0 < budget < float("inf"):
+            raise InputError(f"memory_budget must be a positive number of MiB, got {budget!r}.")
 
     def processing_notices(self, processing: Sequence[str]) -> list[str]:
         """Centring changes l1 norms; a folded value bias is no longer shared among the tokens."""
