@@ -369,7 +369,7 @@ class ModelGraph:
         folded = str(self.cfg.normalization_type).endswith("Pre")
         found = {
             "layer norm folded": folded or getattr(self.cfg, "layer_norm_folding", False),
-            "writing weights centred": _centred(self.model.W_E[:64]),
+            WRITING_WEIGHTS_CENTRED: _centred(self.model.W_E[:64]),
             "unembedding centred": _centred(self.model.W_U[:16]),
             VALUE_BIASES_FOLDED: _folded_away(self.model.b_V, self.model.b_O),
         }
@@ -377,6 +377,7 @@ class ModelGraph:
 
 
 VALUE_BIASES_FOLDED = "value biases folded"
+WRITING_WEIGHTS_CENTRED = "writing weights centred"
 
 
 def _centred(rows: Tensor) -> bool:

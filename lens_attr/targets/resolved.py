@@ -25,6 +25,8 @@ class Resolved:
         notices: what the reader of the result must know.
         full: a score of all logits [batch, pos, d_vocab] instead, if the target needs them.
         relabel: the labels, where they depend on the logits at the position.
+        linear: whether the number is a weighted sum of those logits (the weights may depend on
+            which is the largest).
     """
 
     position: Int[Tensor, " batch"]
@@ -35,6 +37,7 @@ class Resolved:
     notices: tuple[str, ...] = ()
     full: Callable[[Tensor], Tensor] | None = None
     relabel: Callable[[Tensor], list[str]] | None = None
+    linear: bool = False
 
     def rows(self, index: Sequence[int]) -> Resolved:
         """The same target for some of the examples."""
