@@ -15,6 +15,7 @@ from lens_attr.errors import InputError, RuleNotAppliedError, did_you_mean
 from lens_attr.graph import ROLES, ModelGraph, Point, Role
 
 Reduce = Callable[[Tensor], Tensor]
+Product = Callable[[Tensor, Tensor], Tensor]
 
 ALIASES: dict[str, Role] = {"neurons": "mlp_post"}
 """Names the field uses for roles."""
@@ -36,10 +37,14 @@ PER_POSITION: tuple[str, ...] = ("residual",)
 
 @dataclass
 class Probe:
-    """One point whose activation x gradient is wanted, in one or more reductions."""
+    """One point whose activation x gradient is wanted, in one or more reductions.
+
+    ``product`` may be another combination of the two, e.g. of the change of the activation.
+    """
 
     point: Point
     mask: Bool[Tensor, "batch pos"] | None
+    product: Product
     reduces: dict[str, Reduce] = field(default_factory=dict)
     results: dict[str, Tensor] = field(default_factory=dict)
     activation: Tensor | None = None
@@ -51,7 +56,7 @@ class Probe:
     def read_gradient(self, grad: Tensor) -> None:
         """Backward hook: sees the gradient that arrives, before any rule placed here."""
         assert self.activation is not None
-        product = self._clean(product_of(self.activation, grad))
+        product = self._clean(self.product(self.activation, grad))
         for key, reduce in self.reduces.items():
             partial_sum = self.results.get(key)
             value = reduce(product)
@@ -80,17 +85,21 @@ def product_of(activation: Tensor, grad: Tensor) -> Tensor:
 class Recorder:
     """Probes of one batch, attached for the duration of a ``with`` block.
 
-    ``mask`` is True on real tokens, None where nothing is padded.
+    ``mask`` is True on real tokens, None where nothing is padded; ``product`` makes relevance of
+    an activation and the gradient that arrives there.
     """
 
-    def __init__(self, mask: Bool[Tensor, "batch pos"] | None) -> None:
+    def __init__(
+        self, mask: Bool[Tensor, "batch pos"] | None, product: Product = product_of
+    ) -> None:
         self.mask = mask
+        self.product = product
         self._probes: dict[str, Probe] = {}
         self._stack = ExitStack()
 
     def want(self, point: Point, key: str, reduce: Reduce) -> None:
         """Record ``reduce(activation x gradient)`` at a point under ``key``."""
-        probe = self._probes.setdefault(point.name, Probe(point, self.mask))
+        probe = self._probes.setdefault(point.name, Probe(point, self.mask, self.product))
         probe.reduces[key] = reduce
 
     def __enter__(self) -> Recorder:
@@ -157,7 +166,7 @@ def _resolve(graph: ModelGraph, entry: str) -> list[Request]:
         )
     if not points:
         raise InputError(f"{graph.architecture} on {graph.backend} has no {entry!r} hook point.")
-    if role == "norm_scale":  # one per norm, of different shapes
+    if role in ("norm_scale", "normalized"):  # one per norm, of different shapes
         return [Request(p.name, [p], False, _whole) for p in points]
     reduce = partial(torch.sum, dim=-1) if role in PER_POSITION else _whole
     return [Request(entry, points, len(points) > 1 or points[0].layer is not None, reduce)]

@@ -10,6 +10,7 @@ from typing import Any
 import pandas as pd
 
 from lens_attr import rules
+from lens_attr.attribution.deeplift import DeepLift
 from lens_attr.attribution.explainer import Explainer
 from lens_attr.attribution.gradients import preset_explainer
 from lens_attr.errors import InputError, did_you_mean
@@ -110,6 +111,16 @@ METHODS: dict[str, Method] = {
             ONE_PASS,
             "Jafari et al. 2025",
             partial(preset_explainer, rules.relp),
+        ),
+        Method(
+            "deeplift",
+            "token embedding minus baseline, times secants in place of derivatives",
+            "models whose pattern is in the autograd graph (not Bridge BERT, GPT-J, Neo, OPT)",
+            True,
+            "yes, to F(x) - F(baseline)",
+            "1 forward, 1 backward, of twice the batch (input and baseline)",
+            "Shrikumar et al. 2017, arXiv 1704.02685",
+            DeepLift,
         ),
     )
 }

@@ -45,7 +45,8 @@ BRIDGE_BERT_ONCE: dict[Role, tuple[str, ...]] = {
 """On the Bridge ``hook_embed`` of BERT is the sum after its LayerNorm; the word embedding is
 ``embed.hook_out``, and the masked-word head's activation lies between two unrelated names."""
 
-NORM_SCALE_SUFFIX = "hook_scale"
+NORM_SUFFIXES: dict[Role, str] = {"norm_scale": "hook_scale", "normalized": "hook_normalized"}
+"""Last part of the name in every norm, wherever it stands."""
 
 AFTER_LAST_BLOCK = (
     "hook_normalized_resid_post",

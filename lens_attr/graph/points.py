@@ -24,6 +24,7 @@ Role = Literal[
     "type_embed",
     "residual",
     "norm_scale",
+    "normalized",
     "q",
     "k",
     "v",
@@ -45,7 +46,8 @@ Role = Literal[
 """``mlp_pre`` is the gate's pre-activation in a gated MLP and ``mlp_up`` what it multiplies;
 ``head_pre`` and ``head_post`` lie around the activation of BERT's masked-word head; ``residual``
 is the stream before every block and after the last one. ``resid_mid`` is the stream between
-attention and MLP (HookedTransformer), ``mlp_in`` the branch into the MLP's norm (Bridge)."""
+attention and MLP (HookedTransformer), ``mlp_in`` the branch into the MLP's norm (Bridge);
+``normalized`` is the input of a norm, centred where it centres, over its ``norm_scale``."""
 
 ROLES: tuple[Role, ...] = get_args(Role)
 

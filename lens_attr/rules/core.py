@@ -8,6 +8,7 @@ from dataclasses import dataclass, fields, replace
 from fnmatch import fnmatchcase
 from typing import TYPE_CHECKING, Any
 
+import torch
 from torch import Tensor
 
 from lens_attr.errors import InputError, RuleConflictError, RuleNotAppliedError, did_you_mean
@@ -50,10 +51,17 @@ class Tape:
         return self._grads[point.name]
 
     def record_value(self, point: Point, activation: Tensor) -> None:
-        """Keep an activation, if a backward can follow."""
-        if activation.requires_grad:
-            self._values[point.name] = activation.detach()
-            self._pending[point.name] = self._pending.get(point.name, 0) + 1
+        """Keep an activation, if a backward can follow; the same again is not a second forward.
+
+        HookedTransformer fires the hooks of ln1 once each for queries, keys and values.
+        """
+        if not activation.requires_grad:
+            return
+        waiting, value = self._pending.get(point.name, 0), activation.detach()
+        if waiting and torch.equal(self._values[point.name], value):
+            return
+        self._values[point.name] = value
+        self._pending[point.name] = waiting + 1
 
     def record_grad(self, point: Point, grad: Tensor) -> None:
         """Keep the gradient leaving a point."""

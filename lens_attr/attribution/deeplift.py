@@ -1,0 +1,223 @@
+"""DeepLIFT: what each token adds to the difference between an input and a baseline."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from contextlib import ExitStack
+from dataclasses import dataclass
+from functools import partial
+from typing import Any
+
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
+from lens_attr.attribution.embeddings import (
+    EMBEDDING_ROLES,
+    EmbeddingExplainer,
+    Embeddings,
+    InputEmbeddings,
+    baseline_embedding,
+    masked_sum,
+)
+from lens_attr.attribution.explainer import Explained
+from lens_attr.attribution.gradients import collect, firings, flow_of, stacked, want
+from lens_attr.attribution.recording import Recorder, Request, product_of, resolve_requests
+from lens_attr.attribution.scoring import labels_of, refuse_non_finite
+from lens_attr.errors import InputError
+from lens_attr.graph import ModelGraph, Role
+from lens_attr.graph.tokens import TokenBatch
+from lens_attr.rules import RuleSet
+from lens_attr.rules.deeplift import (
+    both,
+    deeplift,
+    difference_of,
+    halves,
+    log_prob_multiplier,
+    mean_of,
+    soft_cap_gradient,
+)
+from lens_attr.rules.session import Session
+from lens_attr.targets import Resolved
+
+GAP = 0.05
+"""A larger relative summation gap earns a notice."""
+
+REPLACED: tuple[Role, ...] = ("scores", "mlp_pre", "head_pre", "norm_scale")
+"""The gradient that arrives here is not yet the multiplier."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class DeepLift(EmbeddingExplainer):
+    """DeepLIFT (Shrikumar et al. 2017, arXiv 1704.02685) with rules for every part of a transformer.
+
+    The relevance of a token is ``sum_d (e - e0) m``, where m is the multiplier that replaces the
+    gradient: the secant (f(x) - f(x0)) / (x - x0) at elementwise functions (rescale rule), and
+    ``a b - a0 b0 = (a + a0)/2 (b - b0) + (b + b0)/2 (a - a0)`` at products: A.V, Q.K, gate x up. The
+    softmax is exp, sum, reciprocal and a product; a norm is c / sqrt(mean(c c) + eps), c centred.
+    Each step is exact, so the relevance sums to F(x) - F(x0), at the embeddings and at every block.
+    The paper has no rules for products; this is the symmetric one.
+
+    ``r.extra`` holds ``baseline_value`` F(x0) and ``summation_gap``, what the sum misses (rounding);
+    ``r.flow["stream"]`` [batch, layer + 1] the sum at every block's input and after the last one.
+    Heads and records are (activation - baseline's) x multiplier.
+
+    Targets must be linear in the logits (`Logit`, `LogitDiff`, `TopLogit` with the top token of x),
+    or `LogProb`. Cost: one forward and one backward of [x; x0], twice the batch.
+
+    A zero baseline takes the variance of a norm down to eps; where all of x0 is zero (models
+    without position embeddings, full embeddings) multipliers of deep models become so large that
+    rounding drowns the sum. A token is the better baseline there.
+
+    Attributes:
+        embeddings: ``"token"``: positions stay as they are; ``"full"``: the baseline replaces them.
+        baseline: x0.
+        record: roles, hook names and globs where relevance is kept too.
+    """
+
+    embeddings: Embeddings = "token"
+    record: Sequence[str] = ()
+
+    @property
+    def rules(self) -> RuleSet:
+        """How the backward is modified."""
+        return deeplift()
+
+    @property
+    def keep_width(self) -> bool:
+        """Records have positions."""
+        return bool(self.record) or super().keep_width
+
+    def describe(self) -> dict[str, Any]:
+        """Every option, and the rules."""
+        return super().describe() | {"rules": self.rules.describe(), "record": list(self.record)}
+
+    def explain(self, graph: ModelGraph, batch: TokenBatch, target: Resolved) -> Explained:
+        """One forward and one backward of input and baseline together. See `Explainer.explain`.
+
+        Raises:
+            InputError: a target that is neither linear in the logits nor a log-probability.
+        """
+        _refuse_target(target)
+        requests = _requests(graph, self.record)
+        recorder = Recorder(batch.padding_mask, product=_relevance)
+        want(graph, recorder, requests)
+        inputs = InputEmbeddings()
+        session = Session(graph, self.rules, strict=True)
+        pair = batch.rows([*range(len(batch))] * 2)
+        baseline = baseline_embedding(graph, self.baseline)
+        with torch.enable_grad(), ExitStack() as stack:
+            _put_baseline(graph, baseline, self.embeddings, stack)
+            inputs.attach(graph, stack)
+            stack.enter_context(recorder)
+            stack.enter_context(session)
+            position = target.position.repeat(2)
+            logits = graph.logits_at(pair.token_ids, pair.padding_mask, position)
+            top = _at_the_top(graph, target, logits.detach())
+            (grad,) = torch.autograd.grad(logits, inputs.leaf, top.gradient)
+        mask = batch.attention_mask
+        tokens = masked_sum(_relevance(inputs.embedding(self.embeddings), grad), mask)
+        refuse_non_finite("relevance", tokens)
+        whole = masked_sum(_relevance(inputs.embedding("full"), grad), mask)
+        gap = (top.value - top.baseline).to(tokens) - tokens.sum(dim=1)
+        return Explained(
+            tokens=tokens,
+            target_value=top.value,
+            labels=labels_of(target, halves(logits.detach())[0]),
+            head_tokens=stacked(graph, recorder, "z", "per head"),
+            heads_relu_dim=stacked(graph, recorder, "z", "relu_dim"),
+            records={r.key: collect(recorder, r) for r in requests},
+            flow={"embedding": whole.sum(dim=1)} | flow_of(graph, recorder),
+            extra={"baseline_value": top.baseline, "summation_gap": gap},
+            metadata={"fired": firings(session)},
+            notices=_notices(gap, top),
+        )
+
+
+@dataclass(frozen=True)
+class Top:
+    """Where the backward starts: the target of both, and the gradient to hand to the logits."""
+
+    value: Float[Tensor, " batch"]
+    baseline: Float[Tensor, " batch"]
+    gradient: Float[Tensor, "two_batch d_vocab"]
+
+
+def _at_the_top(graph: ModelGraph, target: Resolved, pair: Float[Tensor, "two_batch v"]) -> Top:
+    logits, logits0 = halves(pair)
+    refuse_non_finite("logits", logits)
+    refuse_non_finite("logits of the baseline", logits0)
+    if target.form == "log_prob":
+        assert target.token_ids is not None
+        chosen = torch.zeros_like(logits).scatter_(1, target.token_ids, 1.0)
+        multiplier = chosen - log_prob_multiplier(logits, logits0)
+        value, baseline = target.score(logits, target), target.score(logits0, target)
+    else:
+        leaf = logits.clone().requires_grad_()
+        (multiplier,) = torch.autograd.grad(target.score(leaf, target).sum(), leaf)
+        value, baseline = ((multiplier * each).sum(dim=-1) for each in (logits, logits0))
+    cap = graph.soft_cap("logits")
+    gradient = both(multiplier) if cap is None else soft_cap_gradient(multiplier, pair, cap)
+    return Top(value, baseline, gradient)
+
+
+def _put_baseline(
+    graph: ModelGraph, baseline: Tensor, which: Embeddings, stack: ExitStack
+) -> None:
+    """The second half of the batch reads the baseline where the first reads its embedding."""
+
+    def replace_half(value: Tensor, embedding: Tensor) -> Tensor:
+        own, _ = halves(embedding)
+        return torch.cat([own, value.expand_as(own)])
+
+    (embed,) = graph.points("embed")
+    embed.on_forward(partial(replace_half, baseline), stack)
+    for role in EMBEDDING_ROLES[1:] if which == "full" else ():
+        for point in graph.points(role):
+            point.on_forward(partial(replace_half, torch.zeros_like(baseline)), stack)
+
+
+def _relevance(activation: Tensor, grad: Tensor) -> Tensor:
+    """(a - a0) x multiplier, from the activations and gradients of ``[x; x0]``."""
+    return product_of(difference_of(activation), mean_of(grad))
+
+
+def _requests(graph: ModelGraph, record: Sequence[str]) -> list[Request]:
+    """What to record.
+
+    Raises:
+        InputError: a point where the multiplier is put together.
+    """
+    requests = resolve_requests(graph, record)
+    (embed,) = graph.points("embed")
+    places = {p.name for role in REPLACED for p in graph.points(role)} | {embed.name}
+    for name in (point.name for request in requests for point in request.points):
+        if name in places:
+            raise InputError(
+                f"deeplift cannot record {name!r}, where the multiplier is put together (or read, "
+                'at the embedding). Record what follows: "pattern", "mlp_post", "residual".'
+            )
+    return requests
+
+
+def _refuse_target(target: Resolved) -> None:
+    if target.form is None:
+        raise InputError(
+            "deeplift explains targets that are linear in the logits, or a log-probability: "
+            "la.Logit, la.LogitDiff, la.TopLogit or la.LogProb. For a metric of your own use "
+            "'integrated_gradients'."
+        )
+
+
+def _notices(gap: Float[Tensor, " batch"], top: Top) -> list[str]:
+    difference = (top.value - top.baseline).abs().to(gap)
+    noise = torch.finfo(top.value.dtype).eps ** 0.5 * top.value.abs().to(gap)
+    bad = gap.abs() > GAP * difference + noise
+    if not bool(bad.any()):
+        return []
+    share = float((gap.abs() / difference)[bad].max())
+    return [
+        f"deeplift's relevance misses F(x) - F(baseline) by {share:.0%} in {int(bad.sum())} of "
+        f"{len(gap)} examples, through rounding: input and baseline are so far apart that "
+        'multipliers are huge. Give a token as baseline, or load the model with dtype="float64".'
+    ]
