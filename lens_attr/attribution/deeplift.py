@@ -43,45 +43,54 @@ from lens_attr.targets import Resolved
 GAP = 0.05
 """A larger relative summation gap earns a notice."""
 
+CANCELLATION = 100.0
+"""So does a sum of absolute token relevances larger than this many times the target."""
+
 REPLACED: tuple[Role, ...] = ("scores", "mlp_pre", "head_pre", "norm_scale")
 """The gradient that arrives here is not yet the multiplier."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class DeepLift(EmbeddingExplainer):
-    """DeepLIFT (Shrikumar et al. 2017, arXiv 1704.02685) with rules for every part of a transformer.
+    """DeepLIFT (Shrikumar et al. 2017, arXiv 1704.02685), with rules for all of a transformer.
 
     The relevance of a token is ``sum_d (e - e0) m``, where m is the multiplier that replaces the
     gradient: the secant (f(x) - f(x0)) / (x - x0) at elementwise functions (rescale rule), and
-    ``a b - a0 b0 = (a + a0)/2 (b - b0) + (b + b0)/2 (a - a0)`` at products: A.V, Q.K, gate x up. The
-    softmax is exp, sum, reciprocal and a product; a norm is c / sqrt(mean(c c) + eps), c centred.
-    Each step is exact, so the relevance sums to F(x) - F(x0), at the embeddings and at every block.
-    The paper has no rules for products; this is the symmetric one.
+    (a + a0)/2 and (b + b0)/2 at a product a b (product rule): A.V, Q.K, gate x up. The softmax is
+    exp, sum, reciprocal and a product; a norm is c / sqrt(mean(c c) + eps), with c centred. Each
+    step is exact, so the relevance sums to F(x) - F(x0), at the embeddings and at every block. The
+    paper leaves products open; this is the symmetric rule.
 
-    ``r.extra`` holds ``baseline_value`` F(x0) and ``summation_gap``, what the sum misses (rounding);
-    ``r.flow["stream"]`` [batch, layer + 1] the sum at every block's input and after the last one.
-    Heads and records are (activation - baseline's) x multiplier.
+    ``r.extra`` holds ``baseline_value`` F(x0) [batch] and ``summation_gap`` [batch], what the
+    tokens miss of F(x) - F(x0) (rounding). ``r.flow["stream"]`` [batch, layer + 1] is the sum at
+    every block's input and after the last; ``r.check()`` says where anything went. Heads and
+    records are (activation - its baseline) x multiplier.
 
-    Targets must be linear in the logits (`Logit`, `LogitDiff`, `TopLogit` with the top token of x),
-    or `LogProb`. Cost: one forward and one backward of [x; x0], twice the batch.
+    Targets are linear in the logits (`Logit`, `LogitDiff`, `TopLogit` with the top token of x), or
+    `LogProb`. Cost: one forward and one backward of [x; x0], twice the batch.
 
-    A zero baseline takes the variance of a norm down to eps; where all of x0 is zero (models
-    without position embeddings, full embeddings) multipliers of deep models become so large that
-    rounding drowns the sum. A token is the better baseline there.
+    Multipliers are bounded by no derivative. A softmax whose scores all grew by s has multipliers
+    of order exp(s), though it did not change; they cancel in the sum, less so in the tokens.
+    ``centre_scores`` avoids that. A zero baseline leaves a norm without variance where nothing else
+    is added (no position embeddings, or ``embeddings="full"``): a token is the better baseline
+    there. A notice says when relevances cancel or the sum is off.
 
     Attributes:
         embeddings: ``"token"``: positions stay as they are; ``"full"``: the baseline replaces them.
         baseline: x0.
+        centre_scores: subtract each row's mean attention score before the softmax, which leaves
+            the model as it is but not the multipliers.
         record: roles, hook names and globs where relevance is kept too.
     """
 
     embeddings: Embeddings = "token"
+    centre_scores: bool = False
     record: Sequence[str] = ()
 
     @property
     def rules(self) -> RuleSet:
         """How the backward is modified."""
-        return deeplift()
+        return deeplift(centre_scores=self.centre_scores)
 
     @property
     def keep_width(self) -> bool:
@@ -130,7 +139,7 @@ class DeepLift(EmbeddingExplainer):
             flow={"embedding": whole.sum(dim=1)} | flow_of(graph, recorder),
             extra={"baseline_value": top.baseline, "summation_gap": gap},
             metadata={"fired": firings(session)},
-            notices=_notices(gap, top),
+            notices=_notices(tokens, gap, top),
         )
 
 
@@ -140,10 +149,10 @@ class Top:
 
     value: Float[Tensor, " batch"]
     baseline: Float[Tensor, " batch"]
-    gradient: Float[Tensor, "two_batch d_vocab"]
+    gradient: Float[Tensor, "pair d_vocab"]
 
 
-def _at_the_top(graph: ModelGraph, target: Resolved, pair: Float[Tensor, "two_batch v"]) -> Top:
+def _at_the_top(graph: ModelGraph, target: Resolved, pair: Float[Tensor, "pair d_vocab"]) -> Top:
     logits, logits0 = halves(pair)
     refuse_non_finite("logits", logits)
     refuse_non_finite("logits of the baseline", logits0)
@@ -161,13 +170,11 @@ def _at_the_top(graph: ModelGraph, target: Resolved, pair: Float[Tensor, "two_ba
     return Top(value, baseline, gradient)
 
 
-def _put_baseline(
-    graph: ModelGraph, baseline: Tensor, which: Embeddings, stack: ExitStack
-) -> None:
+def _put_baseline(graph: ModelGraph, baseline: Tensor, which: Embeddings, stack: ExitStack) -> None:
     """The second half of the batch reads the baseline where the first reads its embedding."""
 
-    def replace_half(value: Tensor, embedding: Tensor) -> Tensor:
-        own, _ = halves(embedding)
+    def replace_half(value: Tensor, pair: Tensor) -> Tensor:
+        own, _ = halves(pair)
         return torch.cat([own, value.expand_as(own)])
 
     (embed,) = graph.points("embed")
@@ -209,15 +216,21 @@ def _refuse_target(target: Resolved) -> None:
         )
 
 
-def _notices(gap: Float[Tensor, " batch"], top: Top) -> list[str]:
-    difference = (top.value - top.baseline).abs().to(gap)
-    noise = torch.finfo(top.value.dtype).eps ** 0.5 * top.value.abs().to(gap)
-    bad = gap.abs() > GAP * difference + noise
+def _notices(
+    tokens: Float[Tensor, "batch pos"], gap: Float[Tensor, " batch"], top: Top
+) -> list[str]:
+    value, value0 = top.value.to(gap).abs(), top.baseline.to(gap).abs()
+    noise = torch.finfo(top.value.dtype).eps ** 0.5 * torch.maximum(value, value0)
+    loses = gap.abs() > GAP * (top.value - top.baseline).to(gap).abs() + noise
+    cancels = tokens.abs().sum(dim=1) > CANCELLATION * torch.maximum(value, value0)
+    bad = loses | cancels
     if not bool(bad.any()):
         return []
-    share = float((gap.abs() / difference)[bad].max())
+    total, missed = tokens.abs().sum(dim=1)[bad].max(), gap.abs()[bad].max()
     return [
-        f"deeplift's relevance misses F(x) - F(baseline) by {share:.0%} in {int(bad.sum())} of "
-        f"{len(gap)} examples, through rounding: input and baseline are so far apart that "
-        'multipliers are huge. Give a token as baseline, or load the model with dtype="float64".'
+        f"deeplift's multipliers are huge in {int(bad.sum())} of {len(bad)} examples: the token "
+        f"relevances add up to {float(total):.2g} before they cancel, and {float(missed):.2g} of "
+        "F(x) - F(baseline) is lost to rounding. Input and baseline are too far apart, as with a "
+        "zero baseline that leaves a norm without variance. Give a token as baseline, "
+        'centre_scores=True, or load the model with dtype="float64".'
     ]

@@ -19,7 +19,7 @@ from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 
 import torch
-from jaxtyping import Float
+from jaxtyping import Bool, Float
 from torch import Tensor
 
 from lens_attr.errors import UnsupportedModelError
@@ -27,24 +27,24 @@ from lens_attr.graph import Activation, ModelGraph, Point
 from lens_attr.rules.core import Placement, Rule, RuleSet, Tape
 
 
-def halves(pair: Float[Tensor, "two_batch *rest"]) -> tuple[Tensor, Tensor]:
+def halves(pair: Float[Tensor, "pair ..."]) -> tuple[Tensor, Tensor]:
     """Of the input, and of the baseline."""
     first, second = pair.chunk(2)
     return first, second
 
 
-def both(tensor: Float[Tensor, "batch *rest"]) -> Float[Tensor, "two_batch *rest"]:
+def both(tensor: Float[Tensor, "batch ..."]) -> Float[Tensor, "pair ..."]:
     """The same for input and baseline."""
     return torch.cat([tensor, tensor])
 
 
-def mean_of(pair: Float[Tensor, "two_batch *rest"]) -> Float[Tensor, "batch *rest"]:
+def mean_of(pair: Float[Tensor, "pair ..."]) -> Float[Tensor, "batch ..."]:
     """(a + a0) / 2; of gradients, the multiplier."""
     first, second = halves(pair)
     return (first + second) / 2
 
 
-def difference_of(pair: Float[Tensor, "two_batch *rest"]) -> Float[Tensor, "batch *rest"]:
+def difference_of(pair: Float[Tensor, "pair ..."]) -> Float[Tensor, "batch ..."]:
     """a - a0."""
     first, second = halves(pair)
     return first - second
@@ -78,6 +78,8 @@ def softmax_multiplier(
     multiplier: Float[Tensor, "*rows key"],
     scores: Float[Tensor, "*rows key"],
     baseline: Float[Tensor, "*rows key"],
+    *,
+    centre: bool = False,
 ) -> Float[Tensor, "*rows key"]:
     """From the pattern's multiplier m to the scores', through p = E R, E = e^s, R = 1 / sum(E).
 
@@ -86,17 +88,30 @@ def softmax_multiplier(
 
         D / 2 * (R (m - <m>_0) + R0 (m - <m>))
 
-    which no constant added to s and s0 alike can change. 0 where neither attends.
+    A constant added to s and s0 alike changes nothing; one added to s alone does, up to
+    exponentially. ``centre`` subtracts the row's mean score first, in s and in s0: another way to
+    write the same softmax. 0 for keys that neither row attends to.
     """
-    total, total0 = (s.logsumexp(dim=-1, keepdim=True) for s in (scores, baseline))
-    mean, mean0 = (
-        (torch.exp(s - lse) * multiplier).sum(dim=-1, keepdim=True)
-        for s, lse in ((scores, total), (baseline, total0))
+    pattern, pattern0 = (torch.softmax(each, dim=-1) for each in (scores, baseline))
+    keys = (pattern > 0) | (pattern0 > 0)
+    if centre:
+        scores, baseline = _centred(scores, keys), _centred(baseline, keys)
+    total, total0 = (each.logsumexp(dim=-1, keepdim=True) for each in (scores, baseline))
+    from_mean, from_mean0 = (
+        multiplier - (each * multiplier).sum(dim=-1, keepdim=True) for each in (pattern, pattern0)
     )
-    width = log_secant_of_exp(scores, baseline)
-    result = (width - total).exp() * (multiplier - mean0)
-    result = (result + (width - total0).exp() * (multiplier - mean)) / 2
-    return torch.where(torch.maximum(scores, baseline).isneginf(), 0.0, result)
+    log_secant = log_secant_of_exp(scores, baseline)
+    doubled = (log_secant - total).exp() * from_mean0 + (log_secant - total0).exp() * from_mean
+    result = torch.where(keys, doubled / 2, 0.0)
+    return torch.where(keys, _centred(result, keys), 0.0) if centre else result
+
+
+def _centred(
+    values: Float[Tensor, "*rows key"], keys: Bool[Tensor, "*rows key"]
+) -> Float[Tensor, "*rows key"]:
+    """Minus the mean over the row's ``keys``; which is also the backward of doing so."""
+    count = keys.sum(dim=-1, keepdim=True).clamp_min(1)
+    return values - torch.where(keys, values, 0.0).sum(dim=-1, keepdim=True) / count
 
 
 def log_prob_multiplier(
@@ -108,8 +123,8 @@ def log_prob_multiplier(
 
 
 def soft_cap_gradient(
-    multiplier: Float[Tensor, "batch *rest"], capped: Float[Tensor, "two_batch *rest"], cap: float
-) -> Float[Tensor, "two_batch *rest"]:
+    multiplier: Float[Tensor, "batch ..."], capped: Float[Tensor, "pair ..."], cap: float
+) -> Float[Tensor, "pair ..."]:
     """What to hand to the backward of ``y = cap tanh(x / cap)`` to get the secant at x.
 
     The backward multiplies by the true derivative, so this divides by it.
@@ -142,7 +157,13 @@ class MeanMultiplier(Rule):
 
 @dataclass(frozen=True, kw_only=True)
 class SecantSoftmax(Rule):
-    """`softmax_multiplier`, and where the scores are soft-capped the secant of that too."""
+    """`softmax_multiplier`, and where the scores are soft-capped the secant of that too.
+
+    Attributes:
+        centre: whether the scores lose their row's mean first.
+    """
+
+    centre: bool = False
 
     def place(self, graph: ModelGraph) -> Iterable[Placement]:
         """At every ``hook_attn_scores``."""
@@ -166,7 +187,8 @@ class SecantSoftmax(Rule):
     def _at(self, scores: Point, pattern: Point, cap: float | None) -> Placement:
         def transform(grad: Tensor, tape: Tape) -> Tensor:
             values = _wide(tape.value(scores))
-            multiplier = softmax_multiplier(mean_of(_wide(tape.grad(pattern))), *halves(values))
+            from_pattern = mean_of(_wide(tape.grad(pattern)))
+            multiplier = softmax_multiplier(from_pattern, *halves(values), centre=self.centre)
             return both(multiplier) if cap is None else soft_cap_gradient(multiplier, values, cap)
 
         return Placement(scores, transform, values=(scores,), grads=(pattern,), replaces=True)
@@ -200,8 +222,8 @@ class SecantActivation(Rule):
 
 
 def norm_scale_gradient(
-    grad: Float[Tensor, "two_batch *rest"], sigma: Float[Tensor, "two_batch *rest"]
-) -> Float[Tensor, "two_batch *rest"]:
+    grad: Float[Tensor, "pair ..."], sigma: Float[Tensor, "pair ..."]
+) -> Float[Tensor, "pair ..."]:
     """The gradient at sigma = sqrt(variance + eps) from which the backward makes DeepLIFT's.
 
     The norm is c r with c the centred input and r = 1 / sigma. What arrives, -m c / sigma^2, holds
@@ -235,7 +257,8 @@ class SecantNorm(Rule):
         return Placement(point, transform, values=(point,))
 
 
-def deeplift() -> RuleSet:
+def deeplift(*, centre_scores: bool = False) -> RuleSet:
     """Every rule of DeepLIFT, for a batch ``[x; x0]``."""
-    rules = (SecantSoftmax(), SecantActivation(), SecantNorm(), MeanMultiplier())
+    softmax = SecantSoftmax(centre=centre_scores)
+    rules = (softmax, SecantActivation(), SecantNorm(), MeanMultiplier())
     return RuleSet(rules, name="deeplift")
