@@ -36,6 +36,7 @@ from lens_attr.rules.deeplift import (
     log_prob_multiplier,
     mean_of,
     soft_cap_gradient,
+    wide,
 )
 from lens_attr.rules.session import Session
 from lens_attr.targets import Resolved
@@ -153,7 +154,7 @@ class Top:
 
 
 def _at_the_top(graph: ModelGraph, target: Resolved, pair: Float[Tensor, "pair d_vocab"]) -> Top:
-    logits, logits0 = halves(pair)
+    logits, logits0 = halves(wide(pair))
     refuse_non_finite("logits", logits)
     refuse_non_finite("logits of the baseline", logits0)
     if target.form == "log_prob":
@@ -166,8 +167,8 @@ def _at_the_top(graph: ModelGraph, target: Resolved, pair: Float[Tensor, "pair d
         (multiplier,) = torch.autograd.grad(target.score(leaf, target).sum(), leaf)
         value, baseline = ((multiplier * each).sum(dim=-1) for each in (logits, logits0))
     cap = graph.soft_cap("logits")
-    gradient = both(multiplier) if cap is None else soft_cap_gradient(multiplier, pair, cap)
-    return Top(value, baseline, gradient)
+    gradient = both(multiplier) if cap is None else soft_cap_gradient(multiplier, wide(pair), cap)
+    return Top(value, baseline, gradient.to(pair.dtype))
 
 
 def _put_baseline(graph: ModelGraph, baseline: Tensor, which: Embeddings, stack: ExitStack) -> None:
@@ -228,9 +229,9 @@ def _notices(
         return []
     total, missed = tokens.abs().sum(dim=1)[bad].max(), gap.abs()[bad].max()
     return [
-        f"deeplift's multipliers are huge in {int(bad.sum())} of {len(bad)} examples: the token "
-        f"relevances add up to {float(total):.2g} before they cancel, and {float(missed):.2g} of "
-        "F(x) - F(baseline) is lost to rounding. Input and baseline are too far apart, as with a "
-        "zero baseline that leaves a norm without variance. Give a token as baseline, "
-        'centre_scores=True, or load the model with dtype="float64".'
+        f"deeplift's multipliers are huge in {int(bad.sum())} of {len(bad)} examples: absolute "
+        f"token relevances add up to {float(total):.2g} and cancel in the sum, which misses "
+        f"F(x) - F(baseline) by {float(missed):.2g}. The baseline is too far from the input: a "
+        "softmax whose scores all shift (pass centre_scores=True), or a zero baseline that leaves "
+        "a norm without variance (give a token as baseline)."
     ]

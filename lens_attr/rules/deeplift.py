@@ -136,7 +136,8 @@ def soft_cap_gradient(
     return torch.where(free, both(multiplier) * slope / (1 - ratio**2), 0.0)
 
 
-def _wide(tensor: Tensor) -> Tensor:
+def wide(tensor: Tensor) -> Tensor:
+    """In at least float32."""
     return tensor.to(torch.promote_types(tensor.dtype, torch.float32))
 
 
@@ -186,8 +187,8 @@ class SecantSoftmax(Rule):
 
     def _at(self, scores: Point, pattern: Point, cap: float | None) -> Placement:
         def transform(grad: Tensor, tape: Tape) -> Tensor:
-            values = _wide(tape.value(scores))
-            from_pattern = mean_of(_wide(tape.grad(pattern)))
+            values = wide(tape.value(scores))
+            from_pattern = mean_of(wide(tape.grad(pattern)))
             multiplier = softmax_multiplier(from_pattern, *halves(values), centre=self.centre)
             return both(multiplier) if cap is None else soft_cap_gradient(multiplier, values, cap)
 
@@ -212,10 +213,10 @@ class SecantActivation(Rule):
 
     def _at(self, site: Activation, function: Callable[[Tensor], Tensor]) -> Placement:
         def transform(grad: Tensor, tape: Tape) -> Tensor:
-            multiplier = mean_of(_wide(tape.grad(site.post)))
+            multiplier = mean_of(wide(tape.grad(site.post)))
             if site.up is not None:
-                multiplier = multiplier * mean_of(_wide(tape.value(site.up)))
-            return both(multiplier * secant(function, *halves(_wide(tape.value(site.pre)))))
+                multiplier = multiplier * mean_of(wide(tape.value(site.up)))
+            return both(multiplier * secant(function, *halves(wide(tape.value(site.pre)))))
 
         values = (site.pre,) if site.up is None else (site.pre, site.up)
         return Placement(site.pre, transform, values=values, grads=(site.post,), replaces=True)
@@ -252,7 +253,7 @@ class SecantNorm(Rule):
 
     def _at(self, point: Point) -> Placement:
         def transform(grad: Tensor, tape: Tape) -> Tensor:
-            return norm_scale_gradient(_wide(grad), _wide(tape.value(point)))
+            return norm_scale_gradient(wide(grad), wide(tape.value(point)))
 
         return Placement(point, transform, values=(point,))
 
