@@ -26,7 +26,7 @@ class Conservation:
     goes to a bias, or that a rule halves or a softmax adds, has to be somewhere, and here it is.
 
     Attributes:
-        target_value: the explained number; from a baseline on, where the method has one.
+        target_value: the explained number, less that of the baseline where the method has one.
         total: relevance of the whole input: tokens, and position (and type) embeddings.
         parts: loss by part of the model; ``parts[...].sum()`` over the columns is the gap.
         layers: loss by block and part, [batch, layer] each.

@@ -8,7 +8,6 @@ from dataclasses import dataclass, fields, replace
 from fnmatch import fnmatchcase
 from typing import TYPE_CHECKING, Any
 
-import torch
 from torch import Tensor
 
 from lens_attr.errors import InputError, RuleConflictError, RuleNotAppliedError, did_you_mean
@@ -33,16 +32,28 @@ class Tape:
         Raises:
             RuleNotAppliedError: it was not captured, or two forwards wait for their backward.
         """
-        if point.name not in self._values:
-            raise RuleNotAppliedError(
-                f"the forward value of {point.name} was not captured: attach the forward hooks "
-                "too, `with model.hooks(**rules.hooks(model))`, before the forward."
-            )
+        latest = self.latest(point)
         if self._pending.get(point.name, 0) > 1:
             raise RuleNotAppliedError(
                 f"{point.name} ran forward {self._pending[point.name]} times before this "
                 "backward, so its value is ambiguous: run each backward before the next forward "
                 "(or run the other forwards under torch.no_grad())."
+            )
+        return latest
+
+    def latest(self, point: Point) -> Tensor:
+        """The activation when ``point`` last fired, however often that was.
+
+        For hooks that fire several times in one forward, always with the same value:
+        HookedTransformer's ln1, for queries, keys and values.
+
+        Raises:
+            RuleNotAppliedError: it was not captured.
+        """
+        if point.name not in self._values:
+            raise RuleNotAppliedError(
+                f"the forward value of {point.name} was not captured: attach the forward hooks "
+                "too, `with model.hooks(**rules.hooks(model))`, before the forward."
             )
         return self._values[point.name]
 
@@ -51,17 +62,10 @@ class Tape:
         return self._grads[point.name]
 
     def record_value(self, point: Point, activation: Tensor) -> None:
-        """Keep an activation, if a backward can follow; the same again is not a second forward.
-
-        HookedTransformer fires the hooks of ln1 once each for queries, keys and values.
-        """
-        if not activation.requires_grad:
-            return
-        waiting, value = self._pending.get(point.name, 0), activation.detach()
-        if waiting and torch.equal(self._values[point.name], value):
-            return
-        self._values[point.name] = value
-        self._pending[point.name] = waiting + 1
+        """Keep an activation, if a backward can follow."""
+        if activation.requires_grad:
+            self._values[point.name] = activation.detach()
+            self._pending[point.name] = self._pending.get(point.name, 0) + 1
 
     def record_grad(self, point: Point, grad: Tensor) -> None:
         """Keep the gradient leaving a point."""

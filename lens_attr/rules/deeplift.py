@@ -1,14 +1,14 @@
 """DeepLIFT's rules (Shrikumar et al. 2017, arXiv 1704.02685) for the parts of a transformer.
 
 Input x and baseline x0 run as one batch, ``[x; x0]``, and so do their gradients. The *multiplier*
-of an activation a is the number m with ``sum(m * (a - a0)) = F(x) - F(x0)``. Between two hook
-points with equal multipliers in both halves the ordinary backward needs little help:
+of an activation a is the m with ``sum(m * (a - a0)) = F(x) - F(x0)``. Where both halves receive
+the same multiplier, the ordinary backward needs little help to hand on another:
 
 - a linear map gives both halves the same gradient, which is the multiplier;
 - a product a b gives them m b and m b0, and the product rule is their mean, m (b + b0) / 2;
 - at a nonlinear function the derivative is replaced by the secant (rescale rule).
 
-So the gradients are averaged wherever a product begins (`MeanMultiplier`), and the secants are put
+So the gradients are averaged at the output of every product (`MeanMultiplier`), and the secants put
 in at the scores, the activations and the standard deviations. These rules mean nothing on a batch
 that is not such a pair, so they are no preset: `la.attribute` uses them for ``method="deeplift"``.
 """
@@ -143,10 +143,10 @@ def wide(tensor: Tensor) -> Tensor:
 
 @dataclass(frozen=True, kw_only=True)
 class MeanMultiplier(Rule):
-    """One multiplier for both halves where a product begins: A.V, and centred x / sigma.
+    """One multiplier for both halves at the output of every product: A.V, gate x up, c / sigma.
 
-    Everything above is linear there, or a product whose two factors have received their gradients,
-    so the mean is the product rule of A.V, Q.K, gate x up, c r, and of the square in sigma.
+    What arrives came through linear maps from the factors of the products above, so the mean is
+    their product rule. The scores Q.K get theirs from `SecantSoftmax`, the input from its reader.
     """
 
     def place(self, graph: ModelGraph) -> Iterable[Placement]:
@@ -204,8 +204,8 @@ class SecantActivation(Rule):
 
     def place(self, graph: ModelGraph) -> Iterable[Placement]:
         """At every activation's pre-activation; the gradient is read after the activation."""
-        function = graph.activation_function()
-        return [self._at(site, function) for site in graph.activations()]
+        sites = graph.activations()
+        return [self._at(site, graph.activation_function()) for site in sites]
 
     def absent(self, graph: ModelGraph) -> bool:
         """True for attention-only models."""
@@ -253,7 +253,7 @@ class SecantNorm(Rule):
 
     def _at(self, point: Point) -> Placement:
         def transform(grad: Tensor, tape: Tape) -> Tensor:
-            return norm_scale_gradient(wide(grad), wide(tape.value(point)))
+            return norm_scale_gradient(wide(grad), wide(tape.latest(point)))
 
         return Placement(point, transform, values=(point,))
 
