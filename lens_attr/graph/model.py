@@ -151,6 +151,8 @@ class ModelGraph:
             return []  # post-norm: neither lies between attention and MLP
         if bridge and role == "resid_mid":
             return []
+        if role == "mlp_out" and getattr(self.cfg, "attn_only", False):
+            return []  # HookedTransformer has the hook but never fires it
         if bridge and role in naming.BRIDGE_PER_BLOCK:
             return self._per_block(role, naming.BRIDGE_PER_BLOCK[role])
         if role in naming.PER_BLOCK:
