@@ -27,8 +27,8 @@ from lens_attr.rules.deeplift import (
     both,
     deeplift,
     halves,
-    log_prob_multiplier,
     log_secant_of_exp,
+    log_sum_exp_multiplier,
     mean_of,
     norm_scale_gradient,
     secant,
@@ -76,20 +76,20 @@ def random_baseline() -> Tensor:
 
 
 @pytest.mark.parametrize("which", ["token", "full"])
-@pytest.mark.parametrize("centre", [False, True], ids=["plain", "centred"])
+@pytest.mark.parametrize("softmax", ["product", "log"])
 @pytest.mark.parametrize("case", REFERENCED, ids=tiny.case_id)
 def test_every_number_equals_the_definitions(
-    case: tuple[str, str], centre: bool, which: str
+    case: tuple[str, str], softmax: str, which: str
 ) -> None:
     baseline = random_baseline()
-    want = expected(case[0], baseline, full=which == "full", centre=centre)
+    want = expected(case[0], baseline, full=which == "full", log_form=softmax == "log")
     got = explain(
         tiny.model(*case, EXACT),
         "deeplift",
         IDS,
         baseline=baseline,
         embeddings=which,
-        centre_scores=centre,
+        softmax=softmax,
     )
     assert got.target_value.item() == pytest.approx(want.target, rel=1e-12)
     assert got.extra["baseline_value"].item() == pytest.approx(want.baseline, rel=1e-12)
@@ -99,13 +99,13 @@ def test_every_number_equals_the_definitions(
 
 
 @both_kinds
-def test_centring_the_scores_is_another_way_to_share_the_same_sum(case: tuple[str, str]) -> None:
-    plain, centred = (
-        explain(tiny.model(*case, EXACT), "deeplift", IDS, baseline=TOKEN, centre_scores=on)
-        for on in (False, True)
+def test_the_two_forms_of_the_softmax_share_the_same_sum(case: tuple[str, str]) -> None:
+    product, log = (
+        explain(tiny.model(*case, EXACT), "deeplift", IDS, baseline=TOKEN, softmax=form)
+        for form in ("product", "log")
     )
-    assert plain.tokens.sum().item() == pytest.approx(centred.tokens.sum().item(), rel=1e-9)
-    assert error(plain.tokens, centred.tokens) > 1e-2
+    assert product.tokens.sum().item() == pytest.approx(log.tokens.sum().item(), rel=1e-9)
+    assert error(product.tokens, log.tokens) > 1e-2
 
 
 # -------------------------------------------------------------------------------------- the sum
@@ -119,12 +119,14 @@ def baselines(family: str) -> list[int | None]:
 SUMS = [(case, baseline) for case in EVERY for baseline in baselines(case[0])]
 
 
+@pytest.mark.parametrize("softmax", ["product", "log"])
 @pytest.mark.parametrize(("case", "baseline"), SUMS, ids=tiny.case_id)
 def test_the_relevance_sums_to_the_difference_at_every_block(
-    case: tuple[str, str], baseline: int | None
+    case: tuple[str, str], baseline: int | None, softmax: str
 ) -> None:
     ids = tiny.token_ids(case[0], rows=2)
-    r = explain(tiny.model(*case, EXACT), "deeplift", ids, baseline=baseline)
+    model = tiny.model(*case, EXACT)
+    r = explain(model, "deeplift", ids, baseline=baseline, softmax=softmax)
     want = difference(r)
     assert want.abs().min() > 1e-3
     assert r.tokens.sum(dim=1) == pytest.approx(want, rel=1e-9)
@@ -336,27 +338,36 @@ def test_the_secant_of_exp_neither_overflows_nor_cancels() -> None:
     assert log_secant_of_exp(a, b).tolist() == pytest.approx(want, rel=1e-12, abs=1e-15)
 
 
-@pytest.mark.parametrize("centre", [False, True])
-def test_masked_keys_take_no_part_in_the_softmax(centre: bool) -> None:
+@pytest.mark.parametrize("form", ["product", "log"])
+def test_masked_keys_take_no_part_in_the_softmax(form: Any) -> None:
     m, s, s0 = torch.randn(3, 4, 6).double()
-    alone = softmax_multiplier(m[:, :4], s[:, :4], s0[:, :4], centre=centre)
+    alone = softmax_multiplier(m[:, :4], s[:, :4], s0[:, :4], form)
     for masked in (-math.inf, torch.finfo(torch.float32).min):
         hidden = [torch.cat([each[:, :4], torch.full((4, 2), masked)], dim=1) for each in (s, s0)]
-        got = softmax_multiplier(m, *hidden, centre=centre)
+        got = softmax_multiplier(m, *hidden, form)
         assert torch.allclose(got[:, :4], alone, rtol=1e-12)
         assert (got[:, 4:] == 0).all()
     nothing = torch.full((4, 6), -math.inf).double()
-    assert (softmax_multiplier(m, nothing, nothing, centre=centre) == 0).all()
+    assert (softmax_multiplier(m, nothing, nothing, form) == 0).all()
 
 
-def test_only_centring_makes_the_softmax_blind_to_a_common_shift() -> None:
+@pytest.mark.parametrize("form", ["product", "log"])
+def test_a_shift_of_both_scores_changes_nothing(form: Any) -> None:
     m, s, s0 = torch.randn(3, 5).double()
-    for shift, both_shift in ((0.0, 30.0), (8.0, 0.0)):
-        moved = (m, s + shift + both_shift, s0 + both_shift)
-        centred = [softmax_multiplier(*each, centre=True) for each in ((m, s, s0), moved)]
-        assert torch.allclose(*centred, rtol=1e-10)
-        plain = [softmax_multiplier(*each) for each in ((m, s, s0), moved)]
-        assert torch.allclose(*plain, rtol=1e-10) is (shift == 0)
+    want = softmax_multiplier(m, s, s0, form)
+    assert torch.allclose(softmax_multiplier(m, s + 30, s0 + 30, form), want, rtol=1e-10)
+    assert not torch.allclose(softmax_multiplier(m, s + 30, s0, form), want, rtol=1e-2)
+
+
+def test_the_log_form_of_the_softmax_stays_bounded() -> None:
+    m = torch.randn(200, 7).double()
+    s, s0 = 100 * torch.randn(2, 200, 7).double()
+    bound = m.abs().sum(dim=-1, keepdim=True)
+    log, product = (softmax_multiplier(m, s, s0, form) for form in ("log", "product"))
+    assert (log.abs() <= bound).all()
+    assert (product.abs() / bound).max() > 1e20
+    change = (m * (s.softmax(-1) - s0.softmax(-1))).sum(dim=-1)
+    assert torch.allclose((log * (s - s0)).sum(dim=-1), change, rtol=1e-9, atol=1e-9)
 
 
 def test_the_soft_cap_has_a_secant() -> None:
@@ -372,7 +383,7 @@ def test_the_soft_cap_has_a_secant() -> None:
 
 def test_log_sum_exp_by_secants() -> None:
     one, two = 5 * torch.randn(2, 3, 60).double()
-    got = (log_prob_multiplier(one, two) * (one - two)).sum(dim=1)
+    got = (log_sum_exp_multiplier(one, two) * (one - two)).sum(dim=1)
     assert torch.allclose(got, one.logsumexp(1) - two.logsumexp(1), rtol=1e-12)
 
 
@@ -493,7 +504,7 @@ def test_a_saved_result_can_still_be_checked(tmp_path: Any) -> None:
     r = explain(tiny.model("gpt2", "bridge", EXACT), "deeplift", IDS, baseline=TOKEN)
     loaded = la.Relevance.load(r.save(tmp_path / "r"))
     assert loaded.check().relative_gap.item() <= 1e-9
-    assert loaded.metadata["centre_scores"] is False
+    assert loaded.metadata["softmax"] == "product"
     rules = [rule["rule"] for rule in loaded.metadata["rules"]]
     assert rules == ["SecantSoftmax", "SecantActivation", "SecantNorm", "MeanMultiplier"]
 
@@ -520,28 +531,28 @@ def test_a_trained_model_in_float32_keeps_the_sum(name: str) -> None:
             la.TopLogit(),
             "deeplift",
             baseline=baseline,
-            centre_scores=True,
+            softmax="log",
         )
         assert (r.extra["summation_gap"] / difference(r)).abs().item() <= 1e-2
         assert not r.metadata["notices"]
 
 
 @pytest.mark.parametrize("baseline", [12, 44])
-def test_centred_scores_keep_the_tokens_of_a_trained_model_from_cancelling(baseline: int) -> None:
+def test_the_log_form_keeps_the_tokens_of_a_trained_model_from_cancelling(baseline: int) -> None:
     model, text = la.load("demo-llama", dtype="float64"), "The teacher near the doctors"
     options: dict[str, Any] = {"method": "deeplift", "baseline": baseline}
-    with pytest.warns(Notice, match="pass centre_scores=True"):
-        plain = la.attribute(model, text, la.TopLogit(), **options)
-    centred = la.attribute(model, text, la.TopLogit(), centre_scores=True, **options)
-    assert plain.tokens.abs().sum() > 30 * centred.tokens.abs().sum()
-    assert not centred.metadata["notices"]
-    assert centred.tokens.sum().item() == pytest.approx(plain.tokens.sum().item(), rel=1e-3)
+    with pytest.warns(Notice, match="pass softmax='log'"):
+        product = la.attribute(model, text, la.TopLogit(), **options)
+    log = la.attribute(model, text, la.TopLogit(), softmax="log", **options)
+    assert product.tokens.abs().sum() > 30 * log.tokens.abs().sum()
+    assert not log.metadata["notices"]
+    assert log.tokens.sum().item() == pytest.approx(product.tokens.sum().item(), rel=1e-3)
 
 
 @both_kinds
 def test_half_precision_follows_full_precision(case: tuple[str, str]) -> None:
     half, full = (
-        explain(tiny.model(*case, dtype), "deeplift", IDS, baseline=TOKEN, centre_scores=True)
+        explain(tiny.model(*case, dtype), "deeplift", IDS, baseline=TOKEN, softmax="log")
         for dtype in ("bfloat16", "float32")
     )
     assert error(half.tokens, full.tokens) <= 0.2
@@ -572,8 +583,10 @@ def test_an_unknown_activation_is_refused(backend: str) -> None:
 
 
 def test_an_unknown_option_is_refused() -> None:
-    with pytest.raises(InputError, match="deeplift has no option 'center_scores'; did you mean"):
-        explain(tiny.model("gpt2", "bridge"), "deeplift", IDS, center_scores=True)
+    with pytest.raises(InputError, match="deeplift has no option 'softmx'; did you mean"):
+        explain(tiny.model("gpt2", "bridge"), "deeplift", IDS, softmx="log")
+    with pytest.raises(InputError, match="softmax must be 'product' or 'log', got 'centred'"):
+        explain(tiny.model("gpt2", "bridge"), "deeplift", IDS, softmax="centred")
 
 
 @pytest.mark.parametrize("backend", tiny.BACKENDS)

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass
 from functools import partial
-from typing import Any
+from typing import Any, get_args
 
 import torch
 from jaxtyping import Float
@@ -29,11 +29,12 @@ from lens_attr.graph import ModelGraph, Role
 from lens_attr.graph.tokens import TokenBatch
 from lens_attr.rules import RuleSet
 from lens_attr.rules.deeplift import (
+    SoftmaxForm,
     both,
     deeplift,
     difference_of,
     halves,
-    log_prob_multiplier,
+    log_sum_exp_multiplier,
     mean_of,
     soft_cap_gradient,
     wide,
@@ -72,26 +73,31 @@ class DeepLift(EmbeddingExplainer):
 
     Multipliers are bounded by no derivative. A softmax whose scores all grew by s has multipliers
     of order exp(s), though it did not change; they cancel in the sum, less so in the tokens.
-    ``centre_scores`` avoids that. A zero baseline leaves a norm without variance where nothing else
-    is added (no position embeddings, or ``embeddings="full"``): a token is the better baseline
-    there. A notice says when relevances cancel or the sum is off.
+    ``softmax="log"`` takes it apart as exp(s - log sum exp s) instead: rescale rules and linear
+    steps only, and bounded. A zero baseline leaves a norm without variance where nothing else is
+    added (no position embeddings, or ``embeddings="full"``): a token is the better baseline there.
+    A notice says when relevances cancel or the sum is off.
 
     Attributes:
         embeddings: ``"token"``: positions stay as they are; ``"full"``: the baseline replaces them.
         baseline: x0.
-        centre_scores: subtract each row's mean attention score before the softmax, which leaves
-            the model as it is but not the multipliers.
+        softmax: ``"product"``, exp(s) times a reciprocal, or ``"log"``.
         record: roles, hook names and globs where relevance is kept too.
     """
 
     embeddings: Embeddings = "token"
-    centre_scores: bool = False
+    softmax: SoftmaxForm = "product"
     record: Sequence[str] = ()
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if self.softmax not in get_args(SoftmaxForm):
+            raise InputError(f"softmax must be 'product' or 'log', got {self.softmax!r}.")
 
     @property
     def rules(self) -> RuleSet:
         """How the backward is modified."""
-        return deeplift(centre_scores=self.centre_scores)
+        return deeplift(self.softmax)
 
     @property
     def keep_width(self) -> bool:
@@ -160,7 +166,7 @@ def _at_the_top(graph: ModelGraph, target: Resolved, pair: Float[Tensor, "pair d
     if target.form == "log_prob":
         assert target.token_ids is not None
         chosen = torch.zeros_like(logits).scatter_(1, target.token_ids, 1.0)
-        multiplier = chosen - log_prob_multiplier(logits, logits0)
+        multiplier = chosen - log_sum_exp_multiplier(logits, logits0)
         value, baseline = target.score(logits, target), target.score(logits0, target)
     else:
         leaf = logits.clone().requires_grad_()
@@ -232,6 +238,6 @@ def _notices(
         f"deeplift's multipliers are huge in {int(bad.sum())} of {len(bad)} examples: absolute "
         f"token relevances add up to {float(total):.2g} and cancel in the sum, which misses "
         f"F(x) - F(baseline) by {float(missed):.2g}. The baseline is too far from the input: a "
-        "softmax whose scores all shift (pass centre_scores=True), or a zero baseline that leaves "
+        "softmax whose scores all shift (pass softmax='log'), or a zero baseline that leaves "
         "a norm without variance (give a token as baseline)."
     ]

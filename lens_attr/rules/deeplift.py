@@ -17,14 +17,18 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
+from typing import Literal
 
 import torch
-from jaxtyping import Bool, Float
+from jaxtyping import Float
 from torch import Tensor
 
 from lens_attr.errors import UnsupportedModelError
 from lens_attr.graph import Activation, ModelGraph, Point
 from lens_attr.rules.core import Placement, Rule, RuleSet, Tape
+
+SoftmaxForm = Literal["product", "log"]
+"""How the softmax is written before its parts get their rules, see `softmax_multiplier`."""
 
 
 def halves(pair: Float[Tensor, "pair ..."]) -> tuple[Tensor, Tensor]:
@@ -74,52 +78,55 @@ def log_secant_of_exp(a: Float[Tensor, "*any"], b: Float[Tensor, "*any"]) -> Flo
     return torch.maximum(a, b) + ratio.log()
 
 
+def log_sum_exp_multiplier(
+    values: Float[Tensor, "*rows key"], baseline: Float[Tensor, "*rows key"]
+) -> Float[Tensor, "*rows key"]:
+    """Of log(sum(E)), E = e^value: rescale on exp and on the logarithm, the sum linear. In 0..1."""
+    total, total0 = (each.logsumexp(dim=-1, keepdim=True) for each in (values, baseline))
+    return (log_secant_of_exp(values, baseline) - log_secant_of_exp(total, total0)).exp()
+
+
 def softmax_multiplier(
     multiplier: Float[Tensor, "*rows key"],
     scores: Float[Tensor, "*rows key"],
     baseline: Float[Tensor, "*rows key"],
-    *,
-    centre: bool = False,
+    form: SoftmaxForm = "product",
 ) -> Float[Tensor, "*rows key"]:
-    """From the pattern's multiplier m to the scores', through p = E R, E = e^s, R = 1 / sum(E).
+    """From the pattern's multiplier m to the scores'; 0 for keys that neither row attends to.
 
-    Product rule on E R, rescale on the reciprocal and on exp, the sum linear. Written out, with
-    the row means <m> and <m>_0 under p and p0, and D = (E - E0) / (s - s0)::
+    ``"product"``: p = E R, E = e^s, R = 1 / sum(E). Product rule on E R, rescale on the reciprocal
+    and on exp, the sum linear. Written out, with the row means <m> and <m>_0 under p and p0, and D
+    the secant (E - E0) / (s - s0)::
 
         D / 2 * (R (m - <m>_0) + R0 (m - <m>))
 
-    A constant added to s and s0 alike changes nothing; one added to s alone does, up to
-    exponentially. ``centre`` subtracts the row's mean score first, in s and in s0: another way to
-    write the same softmax. 0 for keys that neither row attends to.
+    A constant c added to s alone changes nothing in the model, but multiplies this by up to e^c.
+
+    ``"log"``: p = exp(s - log(sum(E))). Rescale on both exp and on the logarithm, the rest linear:
+    each secant is between 0 and 1, so no multiplier exceeds the row's sum of |m|.
     """
-    pattern, pattern0 = (torch.softmax(each, dim=-1) for each in (scores, baseline))
-    keys = (pattern > 0) | (pattern0 > 0)
-    if centre:
-        scores, baseline = _centred(scores, keys), _centred(baseline, keys)
+    log_p, log_p0 = (each.log_softmax(dim=-1) for each in (scores, baseline))
+    keys = torch.maximum(log_p, log_p0).exp() > 0
+    return torch.where(keys, SOFTMAX[form](multiplier, scores, baseline, keys), 0.0)
+
+
+def _product_form(m: Tensor, scores: Tensor, baseline: Tensor, keys: Tensor) -> Tensor:
     total, total0 = (each.logsumexp(dim=-1, keepdim=True) for each in (scores, baseline))
     from_mean, from_mean0 = (
-        multiplier - (each * multiplier).sum(dim=-1, keepdim=True) for each in (pattern, pattern0)
+        m - (each.softmax(dim=-1) * m).sum(dim=-1, keepdim=True) for each in (scores, baseline)
     )
     log_secant = log_secant_of_exp(scores, baseline)
     doubled = (log_secant - total).exp() * from_mean0 + (log_secant - total0).exp() * from_mean
-    result = torch.where(keys, doubled / 2, 0.0)
-    return torch.where(keys, _centred(result, keys), 0.0) if centre else result
+    return doubled / 2
 
 
-def _centred(
-    values: Float[Tensor, "*rows key"], keys: Bool[Tensor, "*rows key"]
-) -> Float[Tensor, "*rows key"]:
-    """Minus the mean over the row's ``keys``; which is also the backward of doing so."""
-    count = keys.sum(dim=-1, keepdim=True).clamp_min(1)
-    return values - torch.where(keys, values, 0.0).sum(dim=-1, keepdim=True) / count
+def _log_form(m: Tensor, scores: Tensor, baseline: Tensor, keys: Tensor) -> Tensor:
+    log_p, log_p0 = (each.log_softmax(dim=-1) for each in (scores, baseline))
+    to_log_p = torch.where(keys, m * log_secant_of_exp(log_p, log_p0).exp(), 0.0)
+    return to_log_p - to_log_p.sum(dim=-1, keepdim=True) * log_sum_exp_multiplier(scores, baseline)
 
 
-def log_prob_multiplier(
-    logits: Float[Tensor, "batch d_vocab"], baseline: Float[Tensor, "batch d_vocab"]
-) -> Float[Tensor, "batch d_vocab"]:
-    """Of log(sum(E)), E = e^logit: rescale on exp and on the logarithm, the sum linear."""
-    total, total0 = (each.logsumexp(dim=-1, keepdim=True) for each in (logits, baseline))
-    return (log_secant_of_exp(logits, baseline) - log_secant_of_exp(total, total0)).exp()
+SOFTMAX = {"product": _product_form, "log": _log_form}
 
 
 def soft_cap_gradient(
@@ -161,10 +168,10 @@ class SecantSoftmax(Rule):
     """`softmax_multiplier`, and where the scores are soft-capped the secant of that too.
 
     Attributes:
-        centre: whether the scores lose their row's mean first.
+        form: how the softmax is taken apart.
     """
 
-    centre: bool = False
+    form: SoftmaxForm = "product"
 
     def place(self, graph: ModelGraph) -> Iterable[Placement]:
         """At every ``hook_attn_scores``."""
@@ -189,7 +196,7 @@ class SecantSoftmax(Rule):
         def transform(grad: Tensor, tape: Tape) -> Tensor:
             values = wide(tape.value(scores))
             from_pattern = mean_of(wide(tape.grad(pattern)))
-            multiplier = softmax_multiplier(from_pattern, *halves(values), centre=self.centre)
+            multiplier = softmax_multiplier(from_pattern, *halves(values), self.form)
             return both(multiplier) if cap is None else soft_cap_gradient(multiplier, values, cap)
 
         return Placement(scores, transform, values=(scores,), grads=(pattern,), replaces=True)
@@ -258,8 +265,7 @@ class SecantNorm(Rule):
         return Placement(point, transform, values=(point,))
 
 
-def deeplift(*, centre_scores: bool = False) -> RuleSet:
+def deeplift(softmax: SoftmaxForm = "product") -> RuleSet:
     """Every rule of DeepLIFT, for a batch ``[x; x0]``."""
-    softmax = SecantSoftmax(centre=centre_scores)
-    rules = (softmax, SecantActivation(), SecantNorm(), MeanMultiplier())
+    rules = (SecantSoftmax(form=softmax), SecantActivation(), SecantNorm(), MeanMultiplier())
     return RuleSet(rules, name="deeplift")

@@ -54,22 +54,22 @@ def deeplift(
     direction: Tensor,
     *,
     full: bool = False,
-    centre: bool = False,
+    log_form: bool = False,
 ) -> DeepLift:
     """Of ``direction . logits[-1]`` against an embedding ``baseline`` [pos, d].
 
     ``full``: the baseline stands for token plus position embedding; otherwise positions are added.
-    ``centre``: attention scores lose their row's mean (over the keys attended to) before exp.
+    ``log_form``: the softmax is exp(s - log(sum(exp(s)))), not exp(s) / sum(exp(s)).
     """
     with torch.no_grad():
         one = forward(state_dict, config, tokens)
         positions = one.embedding - one.token_embedding
         embedding = baseline if full else baseline + positions
         two = forward(state_dict, config, tokens, embedding=embedding)
-        return _propagate(one, two, direction.double(), centre)
+        return _propagate(one, two, direction.double(), log_form)
 
 
-def _propagate(one: Trace, two: Trace, direction: Tensor, centre: bool) -> DeepLift:
+def _propagate(one: Trace, two: Trace, direction: Tensor, log_form: bool) -> DeepLift:
     model = one.model
     m_logits = torch.zeros_like(one.logits)
     m_logits[-1] = direction
@@ -80,7 +80,7 @@ def _propagate(one: Trace, two: Trace, direction: Tensor, centre: bool) -> DeepL
     for layer, a, b in reversed(list(zip(model.layers, one.layers, two.layers, strict=True))):
         m = m + norm(layer.norm2, a.norm2, b.norm2, mlp(layer, a, b, linear_vjp(layer.down, m)))
         m_z = split_heads(linear_vjp(layer.o, m), model.n_heads)
-        m_in = attention(model, layer, a, b, one.rotation, m_z, centre)
+        m_in = attention(model, layer, a, b, one.rotation, m_z, log_form)
         m = m + norm(layer.norm1, a.norm1, b.norm1, m_in)
         heads.insert(0, ((a.z - b.z) * m_z).sum(-1).T)
         stream.insert(0, summed(a.norm1.x, b.norm1.x, m))
@@ -139,7 +139,7 @@ def attention(
     b: LayerTrace,
     rotation: Tensor | None,
     m_z: Tensor,
-    centre: bool,
+    log_form: bool,
 ) -> Tensor:
     m_q, m_k, m_v = torch.zeros_like(a.q), torch.zeros_like(a.k), torch.zeros_like(a.v)
     for head in range(model.n_heads):
@@ -153,7 +153,7 @@ def attention(
                 a.scores[head, query, past],
                 b.scores[head, query, past],
                 m_pattern[query, past],
-                centre,
+                log_form,
             )
         m_scores = m_scores / math.sqrt(model.head_dim)
         m_q[head] += m_scores @ (a.k[kv] + b.k[kv]) / 2
@@ -165,13 +165,18 @@ def attention(
     )
 
 
-def softmax(s: Tensor, s0: Tensor, m: Tensor, centre: bool) -> Tensor:
-    """p = E r, r = 1 / total, total = sum(E), E = exp(s): one row."""
-    if centre:
-        m_centred = softmax(s - s.mean(), s0 - s0.mean(), m, centre=False)
-        return m_centred - m_centred.mean()
+def softmax(s: Tensor, s0: Tensor, m: Tensor, log_form: bool) -> Tensor:
+    """p = E r, r = 1 / total, total = sum(E), E = exp(s): one row.
+
+    Or p = exp(t), t = s - log(total).
+    """
     e, e0 = s.exp(), s0.exp()
     total, total0 = e.sum(), e0.sum()
+    if log_form:
+        t, t0 = s - total.log(), s0 - total0.log()
+        m_t = m * rescale(t.exp(), t0.exp(), t, t0, t.exp())
+        m_total = -m_t.sum() * rescale(total.log(), total0.log(), total, total0, 1 / total)
+        return m_t + m_total * rescale(e, e0, s, s0, e)
     r, r0 = 1 / total, 1 / total0
     m_e = m * (r + r0) / 2
     m_r = (m * (e + e0) / 2).sum()
