@@ -102,7 +102,7 @@ class AltiLogit(MixingExplainer):
             InputError: the target is not a weighted sum of logits.
             UnsupportedModelError: the terms do not sum to the target.
         """
-        if not target.linear:
+        if target.form != "linear":
             raise InputError(
                 "alti_logit splits a weighted sum of logits, and this target is none: explain "
                 "la.Logit, la.LogitDiff or la.TopLogit, or use a gradient method."

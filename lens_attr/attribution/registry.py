@@ -14,6 +14,7 @@ from lens_attr.attribution.aieg import AIEG
 from lens_attr.attribution.alti import Alti
 from lens_attr.attribution.alti_logit import AltiLogit
 from lens_attr.attribution.attention import AttentionOnly, AttentionRollout
+from lens_attr.attribution.deeplift import DeepLift
 from lens_attr.attribution.explainer import Explainer
 from lens_attr.attribution.gradient_norms import GradientL1, GradientL2
 from lens_attr.attribution.gradients import preset_explainer
@@ -233,6 +234,16 @@ METHODS: dict[str, Method] = {
             ONE_FORWARD_AND_PAIRS,
             "Ferrando et al. 2023, arXiv 2305.12535",
             AltiLogit,
+        ),
+        Method(
+            "deeplift",
+            "token embedding minus baseline, times secants in place of derivatives",
+            "models whose pattern is in the autograd graph (not Bridge BERT, GPT-J, Neo, OPT)",
+            True,
+            "yes, to F(x) - F(baseline)",
+            "1 forward, 1 backward, of twice the batch (input and baseline)",
+            "Shrikumar et al. 2017, arXiv 1704.02685",
+            DeepLift,
         ),
     )
 }
