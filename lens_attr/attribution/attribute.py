@@ -75,7 +75,8 @@ def attribute(
     Raises:
         InputError: an argument that cannot be used.
         UnsupportedModelError: this model cannot be explained faithfully by this method.
-        RuleConflictError: a backward hook of yours changes a gradient where a rule acts.
+        RuleConflictError: a backward hook of yours changes a gradient where a rule acts, or
+            another thread is explaining this model.
         RuleNotAppliedError: a rule did not act, so the result would be wrong.
         NonFiniteError: NaN or infinite logits or relevance.
     """

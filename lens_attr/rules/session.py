@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from contextlib import ExitStack
 from functools import partial
+from threading import get_ident
 from types import TracebackType
 from typing import Any
 
@@ -94,6 +95,7 @@ class Session:
         self.rules = rules
         self.strict = strict
         self.closed = False
+        self.thread = get_ident()
         self.hooks: list[PointHook] = []
         self._forward_ran = False
         self._was_suspended = False
@@ -105,6 +107,7 @@ class Session:
         if self._entered:
             raise InputError("this context is entered already: make another with rules.on(model).")
         self.closed, self._forward_ran, self._was_suspended = False, False, False
+        self.thread = get_ident()
         tape = Tape()
         self.hooks, values = point_hooks(self.graph, self.rules, tape, self)
         try:
@@ -201,7 +204,8 @@ class Session:
         """The innermost context counts: silence the sessions already installed here."""
         hooks = [hook for p in self.graph.every_point() for hook in p.own_backward_hooks()]
         sessions = [h.session for h in hooks if isinstance(h, PointHook) and h.session]
-        for outer in {id(session): session for session in sessions}.values():
+        mine = [session for session in sessions if session.thread == self.thread]
+        for outer in {id(session): session for session in mine}.values():
             self._stack.callback(outer._silenced_by.discard, id(self))
             outer._silenced_by.add(id(self))
             outer._was_suspended = True

@@ -144,7 +144,8 @@ class Job:
         for name in ("model", "out"):
             given[name] = str(given[name]) if isinstance(given[name], Path) else given[name]
         data = given["data"]
-        given["data"] = tuple(map(str, data)) if isinstance(data, (list, tuple)) else data
+        several = isinstance(data, (list, tuple))
+        given["data"] = tuple(map(str, data)) if several else str(data)
         return Job(**given)
 
 

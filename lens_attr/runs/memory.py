@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import gc
 import re
 import weakref
 from collections.abc import Callable
@@ -74,7 +73,6 @@ class PeakMemory(TorchDispatchMode):
 
 def peak_of(function: Callable[[], Any]) -> int:
     """Most bytes of tensors alive at once while ``function`` runs, its inputs not counted."""
-    gc.collect()
     with PeakMemory() as memory:
         function()
     return memory.peak

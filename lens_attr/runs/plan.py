@@ -185,11 +185,12 @@ def cut(scanned: Path, tokens_per_batch: int) -> Iterator[tuple[Planned, list[Sh
     with scanned.open(encoding="utf-8") as file:
         for shard, line in enumerate(file):
             seen = json.loads(line)
-            groups = seen["groups"].values()
+            groups = [[(i, n) for i, n in group] for group in seen["groups"].values()]
             found = [batch for group in groups for batch in batches_of(group, tokens_per_batch)]
             rows = [[index for index, _ in batch] for batch in found]
             shapes = [(len(batch), batch[-1][1]) for batch in found]
-            yield Planned(shard, seen["start"], seen["digests"], rows, seen["errors"]), shapes
+            errors = {int(row): message for row, message in seen["errors"].items()}
+            yield Planned(shard, seen["start"], seen["digests"], rows, errors), shapes
 
 
 def batches_of(
