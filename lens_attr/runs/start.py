@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import os
 import tempfile
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -22,7 +24,7 @@ from lens_attr.runs.manifest import (
     versions,
 )
 from lens_attr.runs.memory import Need, available, budget, bytes_of, measure
-from lens_attr.runs.plan import Scanned, Shape, cut, scan
+from lens_attr.runs.plan import Planned, Scanned, Shape, cut, scan
 from lens_attr.runs.worker import load_model
 
 SHOWN_PROBLEMS = 10
@@ -117,9 +119,7 @@ def start(job: Job, model: Any, out: Path) -> Manifest:
     """Write the plan, then the manifest; until that is there, nothing has been started."""
     scan_path = out / SCAN
     seen = _look_ahead(job, model, scan_path)
-    with scan_path.with_name(f".{PLAN}.tmp").open("w", encoding="utf-8") as file:
-        file.writelines(planned.line() for planned, _ in cut(scan_path, seen.tokens_per_batch))
-    Path(file.name).replace(out / PLAN)
+    _write_plan(out / PLAN, (planned for planned, _ in cut(scan_path, seen.tokens_per_batch)))
     graph = resolve(model)
     manifest = Manifest(
         job=job.deciding(),
@@ -147,3 +147,13 @@ def start(job: Job, model: Any, out: Path) -> Manifest:
     manifest.write(out)
     scan_path.unlink()
     return manifest
+
+
+def _write_plan(path: Path, plan: Iterator[Planned]) -> None:
+    """Write the plan file, whole or not at all and never whole in memory."""
+    temporary = path.with_name(f".{path.name}.tmp")
+    with temporary.open("w", encoding="utf-8") as file:
+        file.writelines(planned.line() for planned in plan)
+        file.flush()
+        os.fsync(file.fileno())
+    os.replace(temporary, path)
