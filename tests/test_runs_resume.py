@@ -109,7 +109,7 @@ def test_killed_again_and_again_it_comes_to_its_end(
     assert deaths > 1
     assert dataset.run(job).exit_code == 0
     assert dataset.contents(job["out"]) == whole
-    assert not [path for path in Path(job["out"]).rglob(".*.tmp")]
+    assert list(Path(job["out"]).rglob(".*.tmp")) == []
 
 
 def test_a_finished_run_computes_nothing_again(tmp_path: Path, whole: dict[str, bytes]) -> None:

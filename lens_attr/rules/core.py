@@ -130,7 +130,10 @@ class Rule(ABC):
             UnsupportedModelError: a point that no gradient reaches on this backend.
             RuleNotAppliedError: no point is left, which would silently change nothing.
         """
-        unknown = sorted(set(self.layers or ()) - set(range(graph.n_layers)))
+        layers = () if self.layers is None else self.layers
+        if not isinstance(layers, Collection) or not all(type(one) is int for one in layers):
+            raise InputError(f"layers must be several block numbers, got {self.layers!r}: [0, 1].")
+        unknown = sorted(set(layers) - set(range(graph.n_layers)))
         if unknown:
             raise InputError(f"layers {unknown}: the model has layers 0 to {graph.n_layers - 1}.")
         everywhere = list(self.place(graph))
