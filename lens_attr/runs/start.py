@@ -78,7 +78,7 @@ class Preview:
         }
 
 
-def _megabytes(size: float) -> str:
+def _megabytes(size: int | float) -> str:
     return f"{size / 1e6:,.1f} MB"
 
 
