@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import errno
+import gc
 import json
 import os
 import resource
@@ -281,6 +282,28 @@ def test_peak_memory_counts_what_is_alive_at_once() -> None:
         kept[0].view(10, 100).add_(1)
 
     assert 12_000 <= peak_of(function) <= 16_000
+
+
+@pytest.mark.parametrize("name", small.EVERY)
+@pytest.mark.parametrize("method", ["gradient_x_input", "lrp", "attnlrp"])
+def test_a_call_leaves_no_tensor_to_the_garbage_collector(name: str, method: str) -> None:
+    """What only the collector frees piles up over thousands of batches, on a GPU even more."""
+    model = small.model(name)
+
+    def call() -> None:
+        la.attribute(model, small.text(name), la.Logit(6), method)
+
+    with small.untyped():
+        call()
+        gc.collect()
+        gc.disable()
+        try:
+            before = sum(isinstance(one, torch.Tensor) for one in gc.get_objects())
+            call()
+            after = sum(isinstance(one, torch.Tensor) for one in gc.get_objects())
+        finally:
+            gc.enable()
+    assert after <= before
 
 
 def test_the_budget_keeps_every_batch_within_memory(tmp_path: Path) -> None:

@@ -65,6 +65,11 @@ class Tape:
         """Keep the gradient leaving a point."""
         self._grads[point.name] = grad
 
+    def clear(self) -> None:
+        """Let go of every tensor: a session and its hooks refer to each other, and to this."""
+        self._values.clear()
+        self._grads.clear()
+
     def backward_done(self, point: Point) -> None:
         """The backward of the latest forward has reached ``point``."""
         self._pending[point.name] = 0

@@ -109,6 +109,7 @@ class Session:
         self.closed, self._forward_ran, self._was_suspended = False, False, False
         self.thread = get_ident()
         tape = Tape()
+        self._stack.callback(tape.clear)
         self.hooks, values = point_hooks(self.graph, self.rules, tape, self)
         try:
             self._install(tape, values)
