@@ -298,9 +298,9 @@ def test_a_call_leaves_no_tensor_to_the_garbage_collector(name: str, method: str
         gc.collect()
         gc.disable()
         try:
-            before = sum(isinstance(one, torch.Tensor) for one in gc.get_objects())
+            before = sum(type(one) is torch.Tensor for one in gc.get_objects())
             call()
-            after = sum(isinstance(one, torch.Tensor) for one in gc.get_objects())
+            after = sum(type(one) is torch.Tensor for one in gc.get_objects())
         finally:
             gc.enable()
     assert after <= before
