@@ -5,7 +5,8 @@ from __future__ import annotations
 import hashlib
 import json
 import os
-import tempfile
+import secrets
+from contextlib import suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -51,23 +52,49 @@ def save(relevance: Relevance, directory: Path) -> Path:
     tensors, plain = save_parts(relevance)
     data = to_bytes(tensors)
     plain |= {"format": FORMAT, "sha256": hashlib.sha256(data).hexdigest()}
-    _write(directory / "relevance.safetensors", data)
-    _write(directory / "relevance.json", json.dumps(plain, ensure_ascii=False, indent=1).encode())
+    write_whole(directory / "relevance.safetensors", data)
+    write_whole(
+        directory / "relevance.json", json.dumps(plain, ensure_ascii=False, indent=1).encode()
+    )
     return directory
 
 
-def _write(path: Path, data: bytes) -> None:
-    """Replace ``path`` in one step, so that a crash leaves the old file or the new one."""
-    handle, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
+def write_whole(path: Path, data: bytes) -> None:
+    """Replace ``path`` in one step, so that a crash leaves the old file or the new one.
+
+    Raises:
+        OSError: the disk is full, ...; then the old file is as it was.
+    """
+    temporary = path.with_name(f".{path.name}.{secrets.token_hex(8)}.tmp")
     try:
-        with os.fdopen(handle, "wb") as file:
+        with temporary.open("xb") as file:
             file.write(data)
             file.flush()
             os.fsync(file.fileno())
         os.replace(temporary, path)
     except BaseException:
-        Path(temporary).unlink(missing_ok=True)
+        temporary.unlink(missing_ok=True)
         raise
+    _sync_directory(path.parent)
+
+
+def _sync_directory(path: Path) -> None:
+    """Make the new name itself survive a power cut, where the system can."""
+    with suppress(OSError):
+        handle = os.open(path, os.O_RDONLY)
+        try:
+            os.fsync(handle)
+        finally:
+            os.close(handle)
+
+
+def sha256_of(path: Path) -> str:
+    """Checksum of a file, which is never whole in memory."""
+    found = hashlib.sha256()
+    with path.open("rb") as file:
+        while block := file.read(2**20):
+            found.update(block)
+    return found.hexdigest()
 
 
 def load_fields(directory: Path) -> dict[str, Any]:

@@ -8,7 +8,7 @@ import typer
 from typer.core import TyperGroup
 
 from lens_attr._version import __version__
-from lens_attr.cli import attribute, check, console, demo, heads, methods, prune
+from lens_attr.cli import attribute, check, console, demo, heads, methods, prune, run
 from lens_attr.errors import LensAttrError
 
 INTERRUPTED = 130
@@ -66,6 +66,7 @@ for command in (
     heads.heads,
     prune.prune,
     check.check,
+    run.run,
     methods.methods,
     demo.demo,
 ):

@@ -119,7 +119,19 @@ def _load_hooked_from_hub(name: str, dtype: torch.dtype, device: str) -> Any:
     if "bert" in name.lower():
         return _hooked_class("HookedEncoder").from_pretrained(name, dtype=dtype, device=device)
     cls = _hooked_class("HookedTransformer")
+    _refuse_remote_code(name)
     return cls.from_pretrained_no_processing(name, dtype=dtype, device=device)
+
+
+def _refuse_remote_code(name: str) -> None:
+    """For some names TransformerLens 3.9 sets ``trust_remote_code`` without being asked."""
+    loading = importlib.import_module("transformer_lens.loading_from_pretrained")
+    trusted = (*loading.NEED_REMOTE_CODE_MODELS, "microsoft/phi-1")  # the latter's tokenizer only
+    if loading.get_official_model_name(name).startswith(trusted):
+        raise UnsupportedModelError(
+            f"transformer-lens 3.9 would run Python code from the hub to load {name}: use "
+            "backend='bridge', which does not, or download it and give the directory."
+        )
 
 
 def _load_hooked_directory(path: Path, dtype: torch.dtype, device: str) -> Any:

@@ -116,6 +116,7 @@ def _encode_prompt(graph: ModelGraph, text: str) -> list[int]:
         raise InputError("the model has no tokenizer: pass token ids [batch, pos] instead.")
     if not text.strip():
         raise InputError("the text is empty.")
+    _refuse_half_letters("text", text)
     if graph.is_masked_model:
         ids = _between_cls_and_sep(graph, text)
     else:
@@ -130,6 +131,16 @@ def _between_cls_and_sep(graph: ModelGraph, text: str) -> list[int]:
     before = [] if first is None else [first]
     after = [] if last is None else [last]
     return before + _encode_plain(graph, text) + after
+
+
+def _refuse_half_letters(what: str, text: str) -> None:
+    """Half of a surrogate pair is no letter: tokenizers fail on it, each in its own way."""
+    half = next((letter for letter in text if "\ud800" <= letter <= "\udfff"), None)
+    if half is not None:
+        raise InputError(
+            f"the {what} holds {half!r}, half of a surrogate pair, which no tokenizer can read: "
+            "decode the data as UTF-8 again, or drop it."
+        )
 
 
 def _refuse_too_long(graph: ModelGraph, length: int) -> None:
@@ -202,6 +213,7 @@ def continuation(graph: ModelGraph, string: str, prompt: str | None = None) -> l
         raise InputError(f"the model has no tokenizer: give the token id instead of {string!r}.")
     if not string:
         raise InputError("the target string is empty.")
+    _refuse_half_letters("target", string)
     if graph.is_masked_model:
         string, prompt = f" {string.strip()}", None
     for anchor in ANCHORS if prompt is None else (prompt,):

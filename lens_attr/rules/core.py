@@ -77,6 +77,11 @@ class Tape:
         """Keep the gradient leaving a point."""
         self._grads[point.name] = grad
 
+    def clear(self) -> None:
+        """Let go of every tensor: a session and its hooks refer to each other, and to this."""
+        self._values.clear()
+        self._grads.clear()
+
     def backward_done(self, point: Point) -> None:
         """The backward of the latest forward has reached ``point``."""
         self._pending[point.name] = 0
@@ -149,7 +154,10 @@ class Rule(ABC):
             UnsupportedModelError: a point that no gradient reaches on this backend.
             RuleNotAppliedError: no point is left, which would silently change nothing.
         """
-        unknown = sorted(set(self.layers or ()) - set(range(graph.n_layers)))
+        layers = () if self.layers is None else self.layers
+        if not isinstance(layers, Collection) or not all(type(one) is int for one in layers):
+            raise InputError(f"layers must be several block numbers, got {self.layers!r}: [0, 1].")
+        unknown = sorted(set(layers) - set(range(graph.n_layers)))
         if unknown:
             raise InputError(f"layers {unknown}: the model has layers 0 to {graph.n_layers - 1}.")
         everywhere = list(self.place(graph))
