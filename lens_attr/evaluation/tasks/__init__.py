@@ -1,0 +1,18 @@
+"""Tasks: samples with a known reason, built in or from files, and how a model reads them."""
+
+from lens_attr.evaluation.tasks.documents import QA_TEMPLATE
+from lens_attr.evaluation.tasks.files import Format, read
+from lens_attr.evaluation.tasks.task import GENERATED, Task, built_in
+from lens_attr.evaluation.tasks.view import TokenSample, View, view
+
+__all__ = [
+    "GENERATED",
+    "QA_TEMPLATE",
+    "Format",
+    "Task",
+    "TokenSample",
+    "View",
+    "built_in",
+    "read",
+    "view",
+]
