@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any
 from lens_attr._version import __version__
 
 if TYPE_CHECKING:
-    from lens_attr import circuits, plots, rules
+    from lens_attr import circuits, evaluation, plots, rules
     from lens_attr.attribution import Comparison, MethodTable, Relevance, attribute, compare
     from lens_attr.errors import (
         InputError,
@@ -58,7 +58,7 @@ _HOME = {
     "sample_inputs": "targets",
     "Sample": "types",
 }
-_MODULES = ("circuits", "plots", "rules")
+_MODULES = ("circuits", "evaluation", "plots", "rules")
 
 __all__ = [
     "Audit",
@@ -84,6 +84,7 @@ __all__ = [
     "check",
     "circuits",
     "compare",
+    "evaluation",
     "load",
     "methods",
     "plots",

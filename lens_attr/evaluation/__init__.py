@@ -1,14 +1,21 @@
 """Is an attribution right? Plausibility on ground truth, and faithfulness by deletion."""
 
+from lens_attr.evaluation import tasks
+from lens_attr.evaluation.benchmark import Settings, bench
 from lens_attr.evaluation.intervals import Interval, Paired, mean_interval, paired_test
 from lens_attr.evaluation.plausibility import Plausibility, Ties, plausibility
+from lens_attr.evaluation.results import BenchTable
 
 __all__ = [
+    "BenchTable",
     "Interval",
     "Paired",
     "Plausibility",
+    "Settings",
     "Ties",
+    "bench",
     "mean_interval",
     "paired_test",
     "plausibility",
+    "tasks",
 ]

@@ -78,7 +78,7 @@ def tokenize(graph: ModelGraph, text: Any, attention_mask: Tensor | None = None)
     if not texts:
         raise InputError("the list of texts is empty.")
     rows = [_encode_prompt(graph, one) for one in texts]
-    return _pad(graph, rows, texts)
+    return pad_rows(graph, rows, texts)
 
 
 def _from_ids(graph: ModelGraph, ids: Tensor, mask: Tensor | None) -> TokenBatch:
@@ -165,7 +165,10 @@ def _refuse_too_long(graph: ModelGraph, length: int) -> None:
         )
 
 
-def _pad(graph: ModelGraph, rows: list[list[int]], texts: list[str]) -> TokenBatch:
+def pad_rows(
+    graph: ModelGraph, rows: Sequence[Sequence[int]], texts: list[str] | None = None
+) -> TokenBatch:
+    """Rows of ids as one batch: padded on the left, for masked models on the right."""
     longest = max(map(len, rows))
     ids = torch.full((len(rows), longest), pad_token_id(graph), dtype=torch.long)
     mask = torch.zeros_like(ids, dtype=torch.bool)

@@ -4,6 +4,7 @@
 """
 
 from lens_attr.plots.attention_map import attention
+from lens_attr.plots.benchmark_bars import benchmark
 from lens_attr.plots.head_map import heads
 from lens_attr.plots.palette import shade
 from lens_attr.plots.pruning_curves import pruning
@@ -16,6 +17,7 @@ __all__ = [
     "DARK",
     "LIGHT",
     "attention",
+    "benchmark",
     "comparison",
     "heads",
     "html_tokens",
