@@ -20,6 +20,7 @@ from lens_attr.evaluation import BenchTable, Settings, bench, benchmark, mean_in
 from lens_attr.evaluation.baselines import BASELINES
 from lens_attr.evaluation.plausibility import plausibility
 from lens_attr.evaluation.results import COLUMNS
+from lens_attr.evaluation.running import Run
 from lens_attr.graph import resolve
 from lens_attr.types import Sample
 
@@ -293,15 +294,15 @@ def test_a_stopped_run_goes_on_where_it_was(
     gpt2: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     whole = bench(gpt2, "sva", ["lrp", "attnlrp"], n=20, batch_size=4)
-    explain, explained = benchmark._explain_batch, []
+    explain, explained = Run.explain, []
 
-    def counted(run: Any, name: str, method: Any, batch: Any, predictions: Any) -> Any:
+    def counted(run: Run, name: str, method: Any, batch: Any, target: Any) -> Any:
         if len(explained) == 7:
             raise Stopped
         explained.append([one.index for one in batch])
-        return explain(run, name, method, batch, predictions)
+        return explain(run, name, method, batch, target)
 
-    monkeypatch.setattr(benchmark, "_explain_batch", counted)
+    monkeypatch.setattr(Run, "explain", counted)
     with pytest.raises(Stopped):
         bench(gpt2, "sva", ["lrp", "attnlrp"], n=20, batch_size=4, out=tmp_path)
     before, explained[:] = list(explained), []
@@ -309,7 +310,7 @@ def test_a_stopped_run_goes_on_where_it_was(
     assert len(before) == 7 and sum(map(len, explained)) == 2 * 20 - 7 * 4
     pd.testing.assert_frame_equal(resumed.rows, whole.rows, rtol=1e-4)
     assert not list(tmp_path.rglob("*.writing"))
-    monkeypatch.setattr(benchmark, "_explain_batch", explain)
+    monkeypatch.setattr(Run, "explain", explain)
     more = bench(gpt2, "sva", ["lrp", "gim"], n=20, out=tmp_path)
     assert set(more.rows["method"]) >= {"lrp", "gim"}
 

@@ -2,48 +2,42 @@
 
 from __future__ import annotations
 
-import hashlib
-import importlib.metadata
-import warnings
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
-from dataclasses import asdict, dataclass, field
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pandas as pd
-import torch
 from jaxtyping import Bool, Float
 from numpy.typing import NDArray
-from rich.console import Console
-from rich.progress import Progress
 
-from lens_attr._version import __version__
-from lens_attr.attribution import MethodTable, attribute
 from lens_attr.attribution.embeddings import Embeddings
-from lens_attr.errors import InputError, Notice, UnsupportedModelError
+from lens_attr.errors import InputError
 from lens_attr.evaluation.baselines import BASELINES
 from lens_attr.evaluation.intervals import Interval, mean_interval, ratio_interval
 from lens_attr.evaluation.plausibility import Ties, conservation_gap, plausibility
-from lens_attr.evaluation.predictions import (
-    Prediction,
-    by_length,
-    padded,
-    predict,
-    target_of,
-)
+from lens_attr.evaluation.predictions import Prediction, predict, target_of
 from lens_attr.evaluation.results import COLUMNS, MODEL, BenchTable
+from lens_attr.evaluation.running import (
+    BATCH,
+    SAMPLES,
+    Methods,
+    Run,
+    fingerprint_of,
+    metadata_of,
+    methods_by_name,
+    progress_bar,
+)
 from lens_attr.evaluation.store import Store
 from lens_attr.evaluation.tasks import Task, TokenSample, View, built_in, view
 from lens_attr.graph import ModelGraph, resolve
 from lens_attr.graph.tokens import token_string
 from lens_attr.rules import RuleSet
 
-Methods = str | Sequence[str | RuleSet]
 Tasks = str | Task | Sequence[str | Task]
 
-BATCH = 64
 MEASURES = ("pg", "mrr", "rma", "pta")
 FLAGS = ("degenerate", "no_positive_mass")
 
@@ -70,22 +64,6 @@ class Settings:
     ties: Ties = "expected"
     keep_incorrect: bool = False
     seed: int = 0
-
-
-@dataclass
-class _Run:
-    """What the steps of one run share."""
-
-    model: Any
-    graph: ModelGraph
-    settings: Settings
-    store: Store
-    options: Mapping[str, Mapping[str, Any]]
-    batch_size: int
-    advance: Callable[[int], None]
-    refused: dict[str, str] = field(default_factory=dict)
-    notes: dict[str, None] = field(default_factory=dict)
-    samples: dict[tuple[str, str], pd.DataFrame] = field(default_factory=dict)
 
 
 def bench(
@@ -123,23 +101,25 @@ def bench(
     """
     settings = settings or Settings()
     graph = resolve(model)
-    chosen = _methods(methods)
+    chosen = methods_by_name(methods)
     if n < 1 or batch_size < 1:
         raise InputError(f"n and batch_size must be at least 1, got {n} and {batch_size}.")
     views = {task.name: view(graph, task) for task in _tasks(tasks, n, settings.seed)}
-    metadata = _metadata(graph, settings, options or {}, command)
+    metadata = metadata_of(graph, settings, options or {}, command)
     folder = None if out is None else Path(out)
-    store = Store(folder, _fingerprint(metadata, views))
+    store = Store(folder, fingerprint_of(metadata, views))
     predictions = {name: predict(graph, _answered(one), batch_size) for name, one in views.items()}
     used = {name: _used(one, predictions[name], settings) for name, one in views.items()}
-    with _bar(progress, len(chosen) * sum(map(len, used.values()))) as advance:
-        run = _Run(model, graph, settings, store, options or {}, batch_size, advance)
+    with progress_bar(progress, len(chosen) * sum(map(len, used.values()))) as advance:
+        run = Run(model, graph, store, options or {}, settings.embeddings, batch_size, advance)
         for task, samples in used.items():
-            run.samples[task, "samples"] = _described(graph, views[task], predictions[task])
-            for name, baseline in BASELINES.items():
-                run.samples[task, name] = _baseline(run, samples, baseline)
+            found = predictions[task]
+            run.samples[task, SAMPLES] = _described(graph, views[task], found)
+            for name in BASELINES:
+                run.samples[task, name] = _baseline(name, samples, settings)
             for name, method in chosen.items():
-                _explain(run, task, name, method, samples, predictions[task])
+                rows_of = partial(_explained, run, name, method, found, settings)
+                run.every_batch(task, name, samples, rows_of)
     table = BenchTable(
         rows=_rows(views, used, predictions, run.samples, settings.seed),
         samples=run.samples,
@@ -158,29 +138,6 @@ def bench(
 # ------------------------------------------------------------------------- arguments
 
 
-def _methods(methods: Methods) -> dict[str, str | RuleSet]:
-    """The chosen methods by name.
-
-    Raises:
-        InputError: unknown or doubled.
-    """
-    table = MethodTable()
-    if methods == "all":
-        return {method.name: method.name for method in table}
-    each = [methods] if isinstance(methods, str) else list(methods)
-    names = [method if isinstance(method, str) else method.name for method in each]
-    taken = [name for name in names if name in (*BASELINES, MODEL, "samples")]
-    if not names or len(set(names)) < len(names) or taken:
-        raise InputError(
-            f"methods must be one or more of different names, got {names}; "
-            f"{', '.join(BASELINES)} are always there."
-        )
-    for method in each:
-        if isinstance(method, str):
-            table[method]
-    return dict(zip(names, each, strict=True))
-
-
 def _tasks(tasks: Tasks, n: int, seed: int) -> list[Task]:
     each = [tasks] if isinstance(tasks, (str, Task)) else list(tasks)
     found = [
@@ -193,47 +150,6 @@ def _tasks(tasks: Tasks, n: int, seed: int) -> list[Task]:
     if not names or len(set(names)) < len(names):
         raise InputError(f"tasks must be one or more of different names, got {names}.")
     return found
-
-
-def _metadata(
-    graph: ModelGraph, settings: Settings, options: Mapping[str, Any], command: str
-) -> dict[str, Any]:
-    libraries = ("torch", "transformer-lens", "transformers", "numpy", "pandas")
-    return {
-        "model": graph.describe() | {"weights": _weights(graph)},
-        "settings": asdict(settings),
-        "options": {name: dict(values) for name, values in options.items()},
-        "command": command,
-        "versions": {"lens_attr": __version__}
-        | {name: importlib.metadata.version(name) for name in libraries},
-    }
-
-
-@torch.no_grad()
-def _weights(graph: ModelGraph) -> str:
-    """A hash of some entries of every parameter: enough to tell two trained models apart."""
-    digest = hashlib.sha256()
-    for parameter in graph.model.parameters():
-        step = max(1, parameter.numel() // 64)
-        digest.update(parameter.flatten()[::step].double().cpu().numpy().tobytes())
-    return digest.hexdigest()[:16]
-
-
-def _fingerprint(metadata: Mapping[str, Any], views: Mapping[str, View]) -> dict[str, Any]:
-    """Everything that results depend on, so that a run is not resumed as another."""
-    samples = {
-        name: hashlib.sha256(repr(one.task.samples).encode()).hexdigest()[:16]
-        for name, one in views.items()
-    }
-    kept = {key: metadata[key] for key in ("model", "settings", "options", "versions")}
-    return {**kept, "tasks": samples}
-
-
-@contextmanager
-def _bar(shown: bool, total: int) -> Iterator[Callable[[int], None]]:
-    with Progress(console=Console(stderr=True), transient=True, disable=not shown) as progress:
-        bar = progress.add_task("explaining", total=total)
-        yield lambda done: progress.advance(bar, done)
 
 
 # --------------------------------------------------------------------------- samples
@@ -319,93 +235,25 @@ def score(
     }
 
 
-def _baseline(
-    run: _Run, samples: Sequence[TokenSample], baseline: Callable[..., NDArray[np.floating]]
-) -> pd.DataFrame:
-    settings = run.settings
-    return pd.DataFrame(
-        [
-            score(one, baseline(judged(one, settings), settings.seed, one.index), settings)
-            for one in samples
-        ]
+def _baseline(name: str, samples: Sequence[TokenSample], settings: Settings) -> pd.DataFrame:
+    scores = (
+        (one, BASELINES[name](judged(one, settings), settings.seed, one.index)) for one in samples
     )
+    return pd.DataFrame([score(one, values, settings) for one, values in scores])
 
 
-# --------------------------------------------------------------------------- methods
-
-
-def _explain(
-    run: _Run,
-    task: str,
+def _explained(
+    run: Run,
     name: str,
     method: str | RuleSet,
-    samples: Sequence[TokenSample],
     predictions: dict[int, Prediction],
-) -> None:
-    """Every sample that is not there yet; a refused method is noted with its reason."""
-    if name in run.refused:
-        return
-    done = set(run.store.read(task, name)["sample"])
-    missing = [one for one in samples if one.index not in done]
-    run.advance(len(samples) - len(missing))
-    for batch in by_length(missing, run.batch_size):
-        try:
-            rows = _explain_batch(run, name, method, batch, predictions)
-        except UnsupportedModelError as error:
-            run.refused[name] = str(error)
-            return
-        run.store.add(task, name, pd.DataFrame(rows))
-        run.advance(len(batch))
-    run.samples[task, name] = run.store.close(task, name)
-
-
-def _explain_batch(
-    run: _Run,
-    name: str,
-    method: str | RuleSet,
-    batch: Sequence[TokenSample],
-    predictions: dict[int, Prediction],
+    settings: Settings,
+    batch: list[TokenSample],
 ) -> list[dict[str, Any]]:
-    tokens = padded(run.graph, batch)
-    target = target_of(batch, predictions, run.settings.contrastive)
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore", Notice)
-        result = attribute(
-            run.model,
-            tokens.token_ids,
-            target,
-            method,
-            attention_mask=tokens.attention_mask,
-            **_options(run, name, method),
-        )
-    run.notes |= {f"{name}: {notice}": None for notice in result.metadata["notices"]}
-    aware = not isinstance(method, str) or MethodTable()[method].target_aware
-    values = result.target_value.double().tolist() if aware else [np.nan] * len(batch)
-    return [
-        score(one, result.real_tokens(i).double().numpy(), run.settings, values[i])
-        for i, one in enumerate(batch)
-    ]
-
-
-def _options(run: _Run, name: str, method: str | RuleSet) -> dict[str, Any]:
-    """The method's options, with the embeddings asked for where it can choose."""
-    own = dict(run.options.get(name, {}))
-    wanted = run.settings.embeddings
-    if wanted is None or "embeddings" in own:
-        return own
-    if isinstance(method, str) and not has_embeddings(method):
-        run.notes[f"{name}: has no choice of embeddings"] = None
-        return own
-    return {**own, "embeddings": wanted}
-
-
-def has_embeddings(method: str) -> bool:
-    """Whether a method can explain full or partial embeddings."""
-    try:
-        MethodTable()[method].explainer(embeddings="token")
-    except (InputError, TypeError):
-        return False
-    return True
+    """The rows of one batch."""
+    target = target_of(batch, predictions, settings.contrastive)
+    scores, values = run.explain(name, method, batch, target)
+    return [score(*row) for row in zip(batch, scores, [settings] * len(batch), values, strict=True)]
 
 
 # --------------------------------------------------------------------------- tables
@@ -423,7 +271,7 @@ def _rows(
         correct = np.array([p.correct for p in predictions[task].values()], dtype=float)
         rows.append(_row(MODEL, task, "accuracy", mean_interval(correct, seed)))
         for (of, method), frame in samples.items():
-            if of != task or method == "samples":
+            if of != task or method == SAMPLES:
                 continue
             rows += [
                 _row(method, task, metric, interval)
