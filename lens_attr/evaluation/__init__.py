@@ -2,18 +2,21 @@
 
 from lens_attr.evaluation import tasks
 from lens_attr.evaluation.benchmark import Settings, bench
+from lens_attr.evaluation.deletion import Deletion, bench_deletion
 from lens_attr.evaluation.intervals import Interval, Paired, mean_interval, paired_test
 from lens_attr.evaluation.plausibility import Plausibility, Ties, plausibility
 from lens_attr.evaluation.results import BenchTable
 
 __all__ = [
     "BenchTable",
+    "Deletion",
     "Interval",
     "Paired",
     "Plausibility",
     "Settings",
     "Ties",
     "bench",
+    "bench_deletion",
     "mean_interval",
     "paired_test",
     "plausibility",

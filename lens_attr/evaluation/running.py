@@ -37,7 +37,8 @@ BATCH = 64
 SAMPLES = "samples"
 """In place of a method: the table that describes a task's samples."""
 
-Scores = Float[NDArray[np.floating], " token"]
+Scores = Float[NDArray[np.floating], " _"]
+"""One per token of a sample; samples differ in length."""
 
 
 @dataclass

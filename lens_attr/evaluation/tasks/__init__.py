@@ -2,6 +2,7 @@
 
 from lens_attr.evaluation.tasks.documents import QA_TEMPLATE
 from lens_attr.evaluation.tasks.files import Format, read
+from lens_attr.evaluation.tasks.paragraphs import Interest, paragraphs
 from lens_attr.evaluation.tasks.task import GENERATED, Task, built_in
 from lens_attr.evaluation.tasks.view import TokenSample, View, view
 
@@ -9,10 +10,12 @@ __all__ = [
     "GENERATED",
     "QA_TEMPLATE",
     "Format",
+    "Interest",
     "Task",
     "TokenSample",
     "View",
     "built_in",
+    "paragraphs",
     "read",
     "view",
 ]
