@@ -132,6 +132,7 @@ def bench(
     )
     if folder is not None:
         table.save(folder)
+    run.warn()
     return table
 
 

@@ -175,6 +175,7 @@ def bench_deletion(
     )
     if folder is not None:
         table.save(folder)
+    run.warn()
     return table
 
 
@@ -408,7 +409,7 @@ def _table(samples: Mapping[tuple[str, str], pd.DataFrame], settings: Deletion) 
     for (task, method), frame in samples.items():
         if method == SAMPLES:
             continue
-        for metric, values in _headline(frame, settings).items():
+        for metric, values in headline(frame, settings).items():
             one = mean_interval(values, settings.seed)
             factor = 100.0 if metric == "degenerate" else 1.0
             ends = (factor * end for end in (one.value, one.low, one.high))
@@ -416,7 +417,7 @@ def _table(samples: Mapping[tuple[str, str], pd.DataFrame], settings: Deletion) 
     return pd.DataFrame(rows, columns=list(COLUMNS))
 
 
-def _headline(frame: pd.DataFrame, settings: Deletion) -> dict[str, Probability]:
+def headline(frame: pd.DataFrame, settings: Deletion) -> dict[str, Probability]:
     """Every metric of one per-sample table, sample by sample."""
     names = ("comprehensiveness", "sufficiency", "log_odds")
     if frame.empty:

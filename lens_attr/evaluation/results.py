@@ -132,15 +132,9 @@ class BenchTable:
         return "\n\n".join(parts) + "\n"
 
     def _task_markdown(self, task: str) -> str:
-        rows = [r for r in self._records() if r["task"] == task and r["method"] != MODEL]
-        metrics = list(dict.fromkeys(row["metric"] for row in rows))
-        lines = [f"| method | {' | '.join(map(title_of, metrics))} | n |"]
-        lines.append("|---|" + "---:|" * (len(metrics) + 1))
-        for method in dict.fromkeys(row["method"] for row in rows):
-            cells = {row["metric"]: row for row in rows if row["method"] == method}
-            shown = (_cell(cells[m]) if m in cells else "" for m in metrics)
-            n = max(row["n"] for row in cells.values())
-            lines.append(f"| {method} | {' | '.join(shown)} | {n} |")
+        shown = shown_rows(self, task)
+        lines = [f"| {' | '.join(shown.columns)} |", "|---|" + "---:|" * (len(shown.columns) - 1)]
+        lines += [f"| {' | '.join(map(str, row))} |" for row in shown.itertuples(index=False)]
         return f"### {task}\n\n{facts_of(self.tasks[task])}\n\n" + "\n".join(lines)
 
     def __str__(self) -> str:
@@ -192,6 +186,22 @@ class BenchTable:
             raise SavedResultError(f"{folder} holds no benchmark results: {error}") from error
         numbers = rows.astype({"value": float, "low": float, "high": float, "n": int})
         return BenchTable(numbers, samples, refused, tasks, summary)
+
+
+def shown_rows(table: BenchTable, task: str) -> pd.DataFrame:
+    """One row per method, one column per metric, every value with its interval as text."""
+    rows = [
+        row
+        for row in table.rows.to_dict("records")
+        if row["task"] == task and row["method"] != MODEL
+    ]
+    metrics = list(dict.fromkeys(row["metric"] for row in rows))
+    found = []
+    for method in dict.fromkeys(row["method"] for row in rows):
+        cells = {row["metric"]: row for row in rows if row["method"] == method}
+        values = {title_of(m): _cell(cells[m]) if m in cells else "" for m in metrics}
+        found.append({"method": method, **values, "n": max(r["n"] for r in cells.values())})
+    return pd.DataFrame(found)
 
 
 def title_of(metric: str) -> str:

@@ -115,6 +115,11 @@ class Run:
         values = result.target_value.double().tolist() if aware else [np.nan] * len(batch)
         return [result.real_tokens(i).double().numpy() for i in range(len(batch))], values
 
+    def warn(self) -> None:
+        """Say once what the reader of the results must know."""
+        for note in self.notes:
+            warnings.warn(note, Notice, stacklevel=3)
+
     def _options(self, name: str, method: str | RuleSet) -> dict[str, Any]:
         """The method's options, with the embeddings asked for where it can choose."""
         own = dict(self.options.get(name, {}))

@@ -8,6 +8,7 @@ from lens_attr.plots.benchmark_bars import benchmark
 from lens_attr.plots.head_map import heads
 from lens_attr.plots.palette import shade
 from lens_attr.plots.pruning_curves import pruning
+from lens_attr.plots.sweep_curves import deletion_sweep
 from lens_attr.plots.template import DARK, LIGHT
 from lens_attr.plots.token_figures import comparison, relevance
 from lens_attr.plots.token_html import html_tokens
@@ -19,6 +20,7 @@ __all__ = [
     "attention",
     "benchmark",
     "comparison",
+    "deletion_sweep",
     "heads",
     "html_tokens",
     "pruning",

@@ -3,7 +3,7 @@
 from lens_attr.evaluation.tasks.documents import QA_TEMPLATE
 from lens_attr.evaluation.tasks.files import Format, read
 from lens_attr.evaluation.tasks.paragraphs import Interest, paragraphs
-from lens_attr.evaluation.tasks.task import GENERATED, Task, built_in
+from lens_attr.evaluation.tasks.task import GENERATED, Task, built_in, joined
 from lens_attr.evaluation.tasks.view import TokenSample, View, view
 
 __all__ = [
@@ -15,6 +15,7 @@ __all__ = [
     "TokenSample",
     "View",
     "built_in",
+    "joined",
     "paragraphs",
     "read",
     "view",

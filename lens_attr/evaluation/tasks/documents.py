@@ -132,7 +132,6 @@ def read_labelled(path: Path) -> Iterator[Row]:
                 text=_unquoted(cells[text_at]),
                 answer="",
                 foil="",
-                task="deletion",
                 source=f"{path.name} line {number}",
                 tags={"label": cells[label_at]} if label_at >= 0 else {},
             )

@@ -72,6 +72,23 @@ def built_in(name: str, n: int, seed: int = 0, attractor: str | None = None) -> 
     return Task(name, samples, f"lens_attr generator, split heldout, seed {seed}")
 
 
+def joined(tasks: Sequence[Task]) -> dict[str, Task]:
+    """Tasks by name; those of one name become one."""
+    found: dict[str, Task] = {}
+    for task in tasks:
+        if task.name in found:
+            first = found[task.name]
+            task = Task(
+                task.name,
+                [*first.samples, *task.samples],
+                f"{first.source}, {task.source}",
+                Counter(first.left_out) + Counter(task.left_out),
+                first.template or task.template,
+            )
+        found[task.name] = task
+    return found
+
+
 def _completed(sample: Sample) -> Sample:
     """With its licence, and for a question the span of the facts before it."""
     question = sample.text.rfind(" Q where is the ") if sample.task == "qa" else -1
