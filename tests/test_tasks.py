@@ -8,6 +8,7 @@ from types import SimpleNamespace
 from typing import Any
 
 import pytest
+import tiny
 import torch
 from transformers import AutoTokenizer, BertTokenizer, GPT2Tokenizer
 
@@ -155,6 +156,15 @@ def test_special_tokens_are_those_that_stand_for_no_word(graphs: dict[str, Any])
     assert causal.position == len(causal) - 1
     last = len(masked) - 1
     assert [i for i, s in enumerate(masked.special) if s] == [0, masked.position, last]
+
+
+@pytest.mark.parametrize("backend", tiny.BACKENDS)
+def test_every_backend_reads_cls_and_sep(backend: str) -> None:
+    model = la.load("demo-bert", backend=backend, device="cpu")
+    ids = encode_prompt(resolve(model), "the keys [MASK] here .")
+    tokenizer = model.tokenizer
+    assert ids[0] == tokenizer.cls_token_id and ids[-1] == tokenizer.sep_token_id
+    assert tokenizer.padding_side == "right"
 
 
 def test_unknown_words_are_words(graphs: dict[str, Any]) -> None:
