@@ -35,6 +35,7 @@ bench-demo: $(ENV_39)/installed ## every method on the demo models, tables in be
 	for model in demo-gpt2 demo-llama demo-bert; do \
 		$(ENV_39)/bin/lens-attr bench --model $$model --task sva,ra,qa --methods all \
 			--n $(BENCH_N) --out benchmarks/results/$$model || exit 1; \
+		rm benchmarks/results/$$model/report.html; \
 	done
 
 test: lint test-wheel test-39 test-4 ## everything that continuous integration checks
