@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any
 from lens_attr._version import __version__
 
 if TYPE_CHECKING:
-    from lens_attr import circuits, plots, rules, runs
+    from lens_attr import circuits, evaluation, plots, rules, runs
     from lens_attr.attribution import Comparison, MethodTable, Relevance, attribute, compare
     from lens_attr.errors import (
         InputError,
@@ -61,7 +61,7 @@ _HOME = {
     "sample_inputs": "targets",
     "Sample": "types",
 }
-_MODULES = ("circuits", "plots", "rules", "runs")
+_MODULES = ("circuits", "evaluation", "plots", "rules", "runs")
 
 __all__ = [
     "Audit",
@@ -88,6 +88,7 @@ __all__ = [
     "check",
     "circuits",
     "compare",
+    "evaluation",
     "load",
     "methods",
     "plots",

@@ -20,7 +20,7 @@ from transformers import (
 
 from lens_attr.demo import DEMO_MODELS
 from lens_attr.errors import InputError, LensAttrError, UnsupportedModelError, did_you_mean
-from lens_attr.graph.model import backend_class
+from lens_attr.graph.model import ModelGraph, backend_class
 
 BackendChoice = Literal["auto", "hooked", "bridge"]
 
@@ -102,7 +102,11 @@ def _cannot_load(name: str | Path, path: Path | None, backend: str, error: Excep
 
 def _load_bridge(name: str | Path, dtype: torch.dtype, device: str) -> Any:
     bridge: Any = backend_class("TransformerBridge")
-    return bridge.boot_transformers(str(name), dtype=dtype, device=device)
+    model = bridge.boot_transformers(str(name), dtype=dtype, device=device)
+    if ModelGraph(model, "TransformerBridge").is_masked_model and model.tokenizer is not None:
+        # Booting asks the tokenizer for a BOS, and a BERT's loses [CLS] and [SEP] by that.
+        model.tokenizer = AutoTokenizer.from_pretrained(model.tokenizer.name_or_path)
+    return model
 
 
 def _hooked_class(name: Literal["HookedTransformer", "HookedEncoder"]) -> Any:

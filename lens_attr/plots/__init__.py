@@ -4,6 +4,7 @@
 """
 
 from lens_attr.plots.attention_map import attention
+from lens_attr.plots.benchmark_bars import benchmark
 from lens_attr.plots.head_map import heads
 from lens_attr.plots.palette import shade
 from lens_attr.plots.path_figures import (
@@ -14,6 +15,7 @@ from lens_attr.plots.path_figures import (
     path_parts,
 )
 from lens_attr.plots.pruning_curves import pruning
+from lens_attr.plots.sweep_curves import deletion_sweep
 from lens_attr.plots.template import DARK, LIGHT
 from lens_attr.plots.token_figures import comparison, relevance
 from lens_attr.plots.token_html import html_tokens
@@ -23,7 +25,9 @@ __all__ = [
     "DARK",
     "LIGHT",
     "attention",
+    "benchmark",
     "comparison",
+    "deletion_sweep",
     "gradient_distance",
     "heads",
     "html_tokens",
