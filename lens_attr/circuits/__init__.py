@@ -1,17 +1,45 @@
-"""Circuits: rank heads by relevance, prune them, and see whether the ranking was right."""
+"""Circuits: rank heads and edges, prune, extract, run, and see whether the ranking was right."""
 
+from lens_attr.circuits.circuit import Circuit
+from lens_attr.circuits.edge_scores import EdgeScores, Ordering
+from lens_attr.circuits.edges import edge_scores
+from lens_attr.circuits.exact_edges import exact_edge_effects
+from lens_attr.circuits.extraction import auroc, extract, random_edges
+from lens_attr.circuits.faithfulness import compare_faithfulness, evaluate, faithfulness_curve
+from lens_attr.circuits.faithfulness_results import (
+    CircuitEvaluation,
+    FaithfulnessComparison,
+    FaithfulnessCurve,
+)
 from lens_attr.circuits.heads import head_scores, random_ranking, rank_heads
 from lens_attr.circuits.pruning import compare_pruning, prune
 from lens_attr.circuits.results import Head, PruningComparison, PruningCurve, Ranking
+from lens_attr.circuits.wiring import Node, Wiring
 
 __all__ = [
+    "Circuit",
+    "CircuitEvaluation",
+    "EdgeScores",
+    "FaithfulnessComparison",
+    "FaithfulnessCurve",
     "Head",
+    "Node",
+    "Ordering",
     "PruningComparison",
     "PruningCurve",
     "Ranking",
+    "Wiring",
+    "auroc",
+    "compare_faithfulness",
     "compare_pruning",
+    "edge_scores",
+    "evaluate",
+    "exact_edge_effects",
+    "extract",
+    "faithfulness_curve",
     "head_scores",
     "prune",
+    "random_edges",
     "random_ranking",
     "rank_heads",
 ]
