@@ -4,6 +4,8 @@
 """
 
 from lens_attr.plots.attention_map import attention
+from lens_attr.plots.circuit_graph import circuit
+from lens_attr.plots.faithfulness_curves import faithfulness
 from lens_attr.plots.head_map import heads
 from lens_attr.plots.palette import shade
 from lens_attr.plots.pruning_curves import pruning
@@ -16,7 +18,9 @@ __all__ = [
     "DARK",
     "LIGHT",
     "attention",
+    "circuit",
     "comparison",
+    "faithfulness",
     "heads",
     "html_tokens",
     "pruning",
