@@ -14,6 +14,8 @@ from lens_attr.circuits.faithfulness_results import (
 from lens_attr.circuits.heads import head_scores, random_ranking, rank_heads
 from lens_attr.circuits.pruning import compare_pruning, prune
 from lens_attr.circuits.results import Head, PruningComparison, PruningCurve, Ranking
+from lens_attr.circuits.score_ablation import self_repair
+from lens_attr.circuits.self_repair_results import SelfRepair
 from lens_attr.circuits.wiring import Node, Wiring
 
 __all__ = [
@@ -28,6 +30,7 @@ __all__ = [
     "PruningComparison",
     "PruningCurve",
     "Ranking",
+    "SelfRepair",
     "Wiring",
     "auroc",
     "compare_faithfulness",
@@ -42,4 +45,5 @@ __all__ = [
     "random_edges",
     "random_ranking",
     "rank_heads",
+    "self_repair",
 ]

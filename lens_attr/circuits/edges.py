@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
 from contextlib import ExitStack
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from functools import partial
 from typing import Any, Literal, get_args
 
@@ -13,9 +12,10 @@ import torch
 from jaxtyping import Bool, Float
 from torch import Tensor
 
-from lens_attr.attribution.scoring import gradient_of, refuse_non_finite, target_value
+from lens_attr.attribution.scoring import refuse_non_finite
 from lens_attr.circuits.aligned import Aligned, aligned, check_batch_size
 from lens_attr.circuits.edge_scores import EdgeScores
+from lens_attr.circuits.reading import ReadGradients, read_gradients
 from lens_attr.circuits.stream import (
     Anatomy,
     Change,
@@ -27,10 +27,9 @@ from lens_attr.circuits.stream import (
     refuse_unexplained,
 )
 from lens_attr.errors import InputError, RuleConflictError, did_you_mean
-from lens_attr.graph import ModelGraph, Point, resolve
+from lens_attr.graph import Point, resolve
 from lens_attr.graph.tokens import Text
-from lens_attr.rules import FreezeNorm, Placement, Rule, RuleSet, Tape, preset
-from lens_attr.rules.session import Session
+from lens_attr.rules import FreezeNorm, RuleSet, preset
 from lens_attr.targets import Target
 
 EdgeMethod = Literal["eap", "eap_ig", "relp", "gim", "attnlrp", "lrp"]
@@ -136,33 +135,6 @@ def _rules(method: Any, steps: Any, switches: dict[str, Any]) -> tuple[RuleSet, 
 # ------------------------------------------------------------------ gradients where they are read
 
 
-@dataclass(frozen=True, kw_only=True)
-class ReadGradients(Rule):
-    """Change nothing; keep the gradient that leaves some points, after all other rules there.
-
-    Attributes:
-        points: where to read.
-        kept: gradients by the name of their point.
-    """
-
-    points: tuple[Point, ...]
-    kept: dict[str, Tensor] = field(default_factory=dict)
-
-    def place(self, graph: ModelGraph) -> Iterable[Placement]:
-        """At every one of ``points``."""
-        return [Placement(point, self._reader(point)) for point in self.points]
-
-    def _reader(self, point: Point) -> Callable[[Tensor, Tape], Tensor]:
-        def read(grad: Tensor, tape: Tape) -> Tensor:
-            self.kept[point.name] = grad.detach()
-            return grad
-
-        return read
-
-    def __getitem__(self, point: Point) -> Tensor:
-        return self.kept[point.name]
-
-
 def _norm_factors(parts: Anatomy, rules: RuleSet) -> dict[str, float]:
     """What the rules multiply the gradient at each ``hook_scale`` before a reader with.
 
@@ -216,24 +188,16 @@ def run_backward(
         share: the embeddings become ``from + share * (own - from)``.
         from_embedding: where that path starts, [batch, pos, d_model].
     """
-    gradients = ReadGradients(points=_every_point(parts))
-    leaf: list[Tensor] = []
 
-    def make_leaf(embedding: Tensor) -> Tensor:
-        own = embedding.detach()
-        if from_embedding is not None:
-            own = from_embedding + share * (own - from_embedding)
-        leaf.append(own.requires_grad_())
-        return leaf[0]
+    def on_the_path(own: Tensor) -> Tensor:
+        return own if from_embedding is None else from_embedding + share * (own - from_embedding)
 
-    graph = parts.graph
-    (embed,) = graph.points("embed")
-    with torch.enable_grad(), ExitStack() as stack:
-        embed.on_forward(make_leaf, stack)
+    with ExitStack() as stack:
         found = listen(parts, pairs.clean, stack)
-        stack.enter_context(Session(graph, rules + gradients, strict=True))
-        value, _ = target_value(graph, pairs.clean, pairs.target)
-        gradient_of(value, leaf[0])
+        points = _every_point(parts)
+        gradients, _ = read_gradients(
+            parts.graph, rules, points, pairs.clean, pairs.target, on_the_path
+        )
     return Backward(found, gradients)
 
 

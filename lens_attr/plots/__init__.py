@@ -9,6 +9,7 @@ from lens_attr.plots.faithfulness_curves import faithfulness
 from lens_attr.plots.head_map import heads
 from lens_attr.plots.palette import shade
 from lens_attr.plots.pruning_curves import pruning
+from lens_attr.plots.self_repair_scatter import self_repair
 from lens_attr.plots.template import DARK, LIGHT
 from lens_attr.plots.token_figures import comparison, relevance
 from lens_attr.plots.token_html import html_tokens
@@ -26,6 +27,7 @@ __all__ = [
     "pruning",
     "readable",
     "relevance",
+    "self_repair",
     "shade",
     "shares",
 ]
