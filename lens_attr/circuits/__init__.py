@@ -1,6 +1,12 @@
 """Circuits: rank heads by relevance, prune them, and see whether the ranking was right."""
 
-from lens_attr.circuits.heads import head_scores, random_ranking, rank_heads
+from lens_attr.circuits.heads import (
+    head_scores,
+    random_ranking,
+    rank_heads,
+    rank_units,
+    unit_scores,
+)
 from lens_attr.circuits.pruning import compare_pruning, prune
 from lens_attr.circuits.results import Head, PruningComparison, PruningCurve, Ranking
 
@@ -14,4 +20,6 @@ __all__ = [
     "prune",
     "random_ranking",
     "rank_heads",
+    "rank_units",
+    "unit_scores",
 ]

@@ -65,7 +65,10 @@ def _title(curve: PruningCurve) -> str:
 
 
 def _add_curve(fig: go.Figure, curve: PruningCurve, y: Measure, i: int) -> None:
-    removed = ["whole model", *(f"removed {layer}.{head}" for layer, head in curve.pruned)]
+    removed = [
+        "whole model" if last is None else f"removed {last[0]}.{last[1]}"
+        for last in curve.last_pruned
+    ]
     few = len(curve.accuracy) <= _MOST_MARKED
     fig.add_scatter(
         x=curve.fraction,
