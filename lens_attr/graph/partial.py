@@ -20,8 +20,9 @@ from torch import Tensor
 from lens_attr.graph.model import ModelGraph
 from lens_attr.graph.tokens import TokenBatch
 
-CPU_BYTES = 96 * 2**20
-"""Activations of one forward on a CPU: more does not run faster, less pays more overhead."""
+CPU_BYTES, CPU_TOKENS = 16 * 2**20, 1024
+"""On a CPU a forward holds activations of so many bytes, which its cache can hold, but at least so
+many tokens, so that reading the weights does not dominate."""
 GPU_SHARE = 0.4
 """Of the free memory of a GPU."""
 
@@ -67,11 +68,11 @@ def rows_that_fit(graph: ModelGraph, length: int) -> int:
     """How many rows of ``length`` tokens one forward may hold without gradients, at least 1."""
     cfg = graph.cfg
     d_mlp = getattr(cfg, "d_mlp", None) or 4 * cfg.d_model
-    floats = 12 * cfg.d_model + 4 * d_mlp + 4 * graph.n_heads * length
-    budget = CPU_BYTES
+    floats = length * (12 * cfg.d_model + 4 * d_mlp + 4 * graph.n_heads * length) + graph.d_vocab
+    row = floats * graph.dtype.itemsize
     if graph.device.type == "cuda":
-        budget = int(GPU_SHARE * torch.cuda.mem_get_info(graph.device)[0])
-    return max(1, budget // (floats * length * graph.dtype.itemsize + 4 * graph.d_vocab))
+        return max(1, int(GPU_SHARE * torch.cuda.mem_get_info(graph.device)[0]) // row)
+    return max(1, CPU_BYTES // row, CPU_TOKENS // length)
 
 
 def logits_of(
