@@ -2,20 +2,18 @@
 
 from __future__ import annotations
 
-import random
 from collections.abc import Callable, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass, field
 from functools import partial
-from typing import Literal
 
 import torch
-from jaxtyping import Bool, Float, Int
+from jaxtyping import Bool, Float
 from torch import Tensor
 
+from lens_attr.circuits.replacement import Ablation, Fill, Replacement
 from lens_attr.circuits.scoring import Scorer
 from lens_attr.circuits.units import ROLE_OF, Unit, points_of
-from lens_attr.errors import InputError
 from lens_attr.graph import ModelGraph
 from lens_attr.graph.partial import (
     Unpadded,
@@ -27,10 +25,6 @@ from lens_attr.graph.partial import (
 )
 from lens_attr.graph.tokens import TokenBatch
 from lens_attr.targets import Resolved
-
-Ablation = Literal["zero", "mean", "resample"]
-"""What a removed unit gives instead: zero; its mean over all samples and real positions; or what
-it gives for another sample at the same position (see `donors`)."""
 
 STREAM_BYTES = 512 * 2**20
 """Residual streams kept at a time to restart from."""
@@ -104,11 +98,13 @@ class Ablator:
         """
         different, place = removed.unique(dim=0, return_inverse=True)
         starts = plan(different)
-        fill = self._fill()
+        replacement = Replacement(
+            self.graph, self.batch, ROLE_OF[self.unit], self.ablation, self.batch_size, self.seed
+        )
         scores = torch.zeros(len(different), len(self.batch), dtype=torch.float64)
         for group in without_padding(self.batch):
             for part in group.split(self._samples_at_once(starts, group)):
-                sweep = _Sweep(self, different, part, fill(part.index))
+                sweep = _Sweep(self, different, part, replacement.of(part.index))
                 scores[:, part.index] = sweep.run(starts, advance)
         return scores[place]
 
@@ -121,79 +117,6 @@ class Ablator:
         width = group.token_ids.shape[1] * self.graph.cfg.d_model * self.graph.dtype.itemsize
         fits = max(1, STREAM_BYTES // (kept * width))
         return min(fits, self.rows_at_once(group.token_ids.shape[1]))
-
-    def _fill(self) -> Callable[[list[int]], Sequence[Tensor | float]]:
-        """From the indices of samples to what stands in for a removed unit, per layer."""
-        if self.ablation == "zero":
-            return lambda index: [0.0] * self.graph.n_layers
-        if self.ablation == "mean":
-            mean = self._mean()
-            return lambda index: mean
-        return partial(self._resampled, donors(self.batch, self.seed))
-
-    def _activations(self, group: Unpadded) -> list[Tensor]:
-        """The unit's activations per layer, [row, pos, ...], nothing removed."""
-        found: dict[int, Tensor] = {}
-        with ExitStack() as stack:
-            for layer, point in enumerate(points_of(self.graph, ROLE_OF[self.unit])):
-                point.on_forward(partial(_keep, found, layer), stack)
-            last = torch.full((len(group.index),), group.token_ids.shape[1] - 1)
-            logits_of(self.graph, group.token_ids, last.to(group.token_ids.device))
-        return [found[layer] for layer in range(self.graph.n_layers)]
-
-    def _mean(self) -> list[Tensor]:
-        sums: list[Tensor | float] = [0.0] * self.graph.n_layers
-        for group in without_padding(self.batch):
-            for part in group.split(self.rows_at_once(group.token_ids.shape[1])):
-                for layer, activation in enumerate(self._activations(part)):
-                    sums[layer] = sums[layer] + activation.double().sum(dim=(0, 1))
-        n = int(self.batch.attention_mask.sum())
-        return [torch.as_tensor(total) / n for total in sums]
-
-    def _resampled(self, donor: Sequence[int], index: list[int]) -> list[Tensor]:
-        """Activations of each sample's donor, at the sample's positions."""
-        length = self.batch.lengths[index[0]]
-        given = self.batch.rows([donor[sample] for sample in index])
-        rows: dict[int, list[Tensor]] = {}
-        for group in without_padding(given):
-            columns = aligned(length, group.token_ids.shape[1], group.columns.device)
-            found = [activation[:, columns] for activation in self._activations(group)]
-            rows |= {row: [layer[i] for layer in found] for i, row in enumerate(group.index)}
-        in_order = [rows[row] for row in range(len(index))]
-        return [torch.stack(layer) for layer in zip(*in_order, strict=True)]
-
-
-def _keep(found: dict[int, Tensor], layer: int, activation: Tensor) -> None:
-    found[layer] = activation.detach().clone()
-
-
-def donors(batch: TokenBatch, seed: int) -> list[int]:
-    """For every sample another one, drawn from those of the same length.
-
-    A sample that is alone with its length gets one of the nearest length; the two are then aligned
-    as in `aligned`.
-
-    Raises:
-        InputError: there is only one sample.
-    """
-    if len(batch) < 2:
-        raise InputError("resample ablation takes activations of other samples: give at least two.")
-    rng, lengths = random.Random(seed), batch.lengths
-    found = []
-    for sample, length in enumerate(lengths):
-        others = [other for other in range(len(batch)) if other != sample]
-        nearest = min(abs(lengths[other] - length) for other in others)
-        found.append(rng.choice([o for o in others if abs(lengths[o] - length) == nearest]))
-    return found
-
-
-def aligned(length: int, given: int, device: torch.device) -> Int[Tensor, " pos"]:
-    """Which of ``given`` positions stands in for each of ``length``: counted from the end.
-
-    Positions before the start of the other sample take its first one. Equal lengths: the same
-    position.
-    """
-    return (torch.arange(length, device=device) + given - length).clamp(min=0)
 
 
 def _wanted(starts: list[list[Start]]) -> set[tuple[int, int]]:
@@ -213,7 +136,7 @@ class _Sweep:
     ablator: Ablator
     removed: Bool[Tensor, "set layer unit"]
     samples: Unpadded
-    fill: Sequence[Tensor | float]
+    fill: Sequence[Fill]
     streams: dict[tuple[int, int], Tensor] = field(default_factory=dict)
 
     def run(
@@ -272,7 +195,7 @@ def _key(run: Start, layer: int) -> tuple[int, int]:
     return run.source, layer
 
 
-def _replace(removed: Bool[Tensor, "row unit"], fill: Tensor | float, activation: Tensor) -> Tensor:
+def _replace(removed: Bool[Tensor, "row unit"], fill: Fill, activation: Tensor) -> Tensor:
     """The activation [row, pos, ...] with some units of each row replaced.
 
     ``fill`` is a number, [...] for every position, or [sample, pos, ...] for each run in turn.

@@ -10,10 +10,11 @@ import torch
 from jaxtyping import Bool
 from torch import Tensor
 
-from lens_attr.circuits.ablation import Ablation, Ablator
+from lens_attr.circuits.ablation import Ablator
 from lens_attr.circuits.data import Data, contrastive_inputs_of
 from lens_attr.circuits.heads import random_ranking
 from lens_attr.circuits.progress import bar
+from lens_attr.circuits.replacement import Ablation
 from lens_attr.circuits.results import Head, PruningComparison, PruningCurve, Ranking
 from lens_attr.circuits.units import check_choice, per_layer
 from lens_attr.errors import InputError
@@ -51,7 +52,7 @@ def prune(
         order: ``"least"`` or ``"most"`` relevant first.
         ablation: a removed unit gives ``"zero"``, its ``"mean"`` over all samples and real
             positions, or what it gives for another sample (``"resample"``, see
-            `lens_attr.circuits.ablation.donors`).
+            `lens_attr.circuits.replacement.donors`).
         steps: measure after this many equal parts of all removals (neurons are many); default:
             after every one.
         batch_size: rows per forward; default: as many as fit in memory.
@@ -93,8 +94,8 @@ def compare_pruning(
     units = sorted({ranking.unit for ranking in rankings})
     if len(units) > 1:
         raise InputError(f"the rankings are of different units ({', '.join(units)}).")
-    shape = rankings[0].scores.shape
-    chance = [random_ranking(*shape, seed, units[0]) for seed in range(seeds)]
+    layers, width = rankings[0].scores.shape
+    chance = [random_ranking(layers, width, seed, rankings[0].unit) for seed in range(seeds)]
     curves = _curves(model, data, [*rankings, *chance], progress=progress, **options)
     return PruningComparison(curves[: len(rankings)], curves[len(rankings) :])
 

@@ -3,9 +3,11 @@
 ``result.plot()`` calls these by name; they can also be called directly.
 """
 
+from lens_attr.plots.agreement_scatter import agreement
 from lens_attr.plots.attention_map import attention
 from lens_attr.plots.head_map import heads
 from lens_attr.plots.palette import shade
+from lens_attr.plots.patch_map import patching
 from lens_attr.plots.pruning_curves import pruning
 from lens_attr.plots.template import DARK, LIGHT
 from lens_attr.plots.token_figures import comparison, relevance
@@ -15,10 +17,12 @@ from lens_attr.plots.token_text import readable, shares
 __all__ = [
     "DARK",
     "LIGHT",
+    "agreement",
     "attention",
     "comparison",
     "heads",
     "html_tokens",
+    "patching",
     "pruning",
     "readable",
     "relevance",
