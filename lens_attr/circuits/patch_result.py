@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import pandas as pd
+import torch
 from jaxtyping import Float
 from torch import Tensor
 
@@ -103,12 +104,14 @@ class PatchResult:
         if len(self) == 1 and self.str_tokens:
             for axis in {"pos", "query"} & set(self.axes):
                 frame["str_token"] = [self.str_tokens[0][pos] for pos in frame[axis]]
-        error = (self.per_example - self._unpatched_like()).std(dim=0) / len(self) ** 0.5
-        values = {"effect": self.effects, "metric": self.metric, "std_error": error}
+        values = {"effect": self.effects, "metric": self.metric, "std_error": self._std_error()}
         return frame.assign(**{name: value.flatten().tolist() for name, value in values.items()})
 
-    def _unpatched_like(self) -> Tensor:
-        return self.unpatched.view(-1, *[1] * len(self.axes))
+    def _std_error(self) -> Float[Tensor, " layer *cell"]:
+        if len(self) == 1:
+            return torch.full_like(self.metric, torch.nan)
+        unpatched = self.unpatched.view(-1, *[1] * len(self.axes))
+        return (self.per_example - unpatched).std(dim=0) / len(self) ** 0.5
 
     def plot(self, **options: Any) -> go.Figure:
         """Layer by head, or layer by position; see `lens_attr.plots.patching`."""

@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 from lens_attr.errors import InputError, did_you_mean
 from lens_attr.plots.palette import INK
 from lens_attr.plots.template import figure, relevance_axis
-from lens_attr.plots.token_text import plotly_text, readable
+from lens_attr.plots.token_text import largest, plotly_text, readable
 
 if TYPE_CHECKING:
     from lens_attr.circuits.patch_result import PatchResult
@@ -65,7 +65,8 @@ def patching(
         coloraxis="coloraxis",
         xgap=2,
         ygap=2,
-        texttemplate="%{z:.2~g}" if cells.size <= _MOST_LABELLED else None,
+        text=_texts(cells) if cells.size <= _MOST_LABELLED else None,
+        texttemplate="%{text}" if cells.size <= _MOST_LABELLED else None,
         textfont={"color": INK},
         customdata=[[f"{row}<br>{column}" for column in labels[1]] for row in labels[0]],
         hovertemplate=hover,
@@ -91,6 +92,12 @@ def _flat(
         )
     chosen = values[layer]
     return (chosen.T, ("head", "pos")) if axes[1] == "pos" else (chosen, ("head", "query"))
+
+
+def _texts(cells: Float[NDArray[np.float64], "row column"]) -> list[list[str]]:
+    """Two digits; what is a thousandth of the largest or less reads 0."""
+    least = largest(cells.ravel()) / 1000
+    return [["0" if abs(cell) < least else f"{cell:.2g}" for cell in row] for row in cells]
 
 
 def _unit(result: PatchResult, show: Shown) -> str:
