@@ -1,5 +1,6 @@
-"""Circuits: rank heads and edges, prune, extract, run, and see whether the ranking was right."""
+"""Circuits: rank heads and edges, prune, patch, extract, run: and see whether a ranking holds."""
 
+from lens_attr.circuits.agreement import Agreement, agreement
 from lens_attr.circuits.circuit import Circuit
 from lens_attr.circuits.edge_scores import EdgeScores, Ordering
 from lens_attr.circuits.edges import edge_scores
@@ -11,7 +12,16 @@ from lens_attr.circuits.faithfulness_results import (
     FaithfulnessComparison,
     FaithfulnessCurve,
 )
-from lens_attr.circuits.heads import head_scores, random_ranking, rank_heads
+from lens_attr.circuits.heads import (
+    head_scores,
+    random_ranking,
+    rank_heads,
+    rank_units,
+    unit_scores,
+)
+from lens_attr.circuits.pairs import Pairs, read_ioi, read_pairs, sva_pairs
+from lens_attr.circuits.patch_result import PatchResult
+from lens_attr.circuits.patching import patch
 from lens_attr.circuits.pruning import compare_pruning, prune
 from lens_attr.circuits.results import Head, PruningComparison, PruningCurve, Ranking
 from lens_attr.circuits.score_ablation import self_repair
@@ -19,6 +29,7 @@ from lens_attr.circuits.self_repair_results import SelfRepair
 from lens_attr.circuits.wiring import Node, Wiring
 
 __all__ = [
+    "Agreement",
     "Circuit",
     "CircuitEvaluation",
     "EdgeScores",
@@ -27,11 +38,14 @@ __all__ = [
     "Head",
     "Node",
     "Ordering",
+    "Pairs",
+    "PatchResult",
     "PruningComparison",
     "PruningCurve",
     "Ranking",
     "SelfRepair",
     "Wiring",
+    "agreement",
     "auroc",
     "compare_faithfulness",
     "compare_pruning",
@@ -41,9 +55,15 @@ __all__ = [
     "extract",
     "faithfulness_curve",
     "head_scores",
+    "patch",
     "prune",
     "random_edges",
     "random_ranking",
     "rank_heads",
+    "rank_units",
+    "read_ioi",
+    "read_pairs",
     "self_repair",
+    "sva_pairs",
+    "unit_scores",
 ]

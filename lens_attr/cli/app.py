@@ -8,7 +8,7 @@ import typer
 from typer.core import TyperGroup
 
 from lens_attr._version import __version__
-from lens_attr.cli import attribute, check, console, demo, heads, methods, prune
+from lens_attr.cli import attribute, check, console, demo, heads, methods, patch, prune
 from lens_attr.errors import LensAttrError
 
 INTERRUPTED = 130
@@ -65,6 +65,7 @@ for command in (
     attribute.attribute,
     heads.heads,
     prune.prune,
+    patch.patch,
     check.check,
     methods.methods,
     demo.demo,

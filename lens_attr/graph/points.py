@@ -67,6 +67,11 @@ class Point(ABC):
         match = re.match(r"blocks\.(\d+)\.", self.name)
         return int(match[1]) if match else None
 
+    @property
+    def converted(self) -> bool:
+        """Whether forward hooks see a copy in another shape, which the model itself never reads."""
+        return False
+
     @abstractmethod
     def on_forward(self, hook: TensorHook, stack: ExitStack) -> None:
         """Call ``hook`` with the activation of every forward until ``stack`` closes."""
@@ -171,6 +176,11 @@ class HookedPoint(Point):
     """A TransformerLens HookPoint."""
 
     hook_point: HookPoint
+
+    @property
+    def converted(self) -> bool:
+        """See `Point`."""
+        return getattr(self.hook_point, "hook_conversion", None) is not None
 
     def on_forward(self, hook: TensorHook, stack: ExitStack) -> None:
         """See `Point`."""

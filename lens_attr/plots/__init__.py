@@ -3,11 +3,13 @@
 ``result.plot()`` calls these by name; they can also be called directly.
 """
 
+from lens_attr.plots.agreement_scatter import agreement
 from lens_attr.plots.attention_map import attention
 from lens_attr.plots.circuit_graph import circuit
 from lens_attr.plots.faithfulness_curves import faithfulness
 from lens_attr.plots.head_map import heads
 from lens_attr.plots.palette import shade
+from lens_attr.plots.patch_map import patching
 from lens_attr.plots.pruning_curves import pruning
 from lens_attr.plots.self_repair_scatter import self_repair
 from lens_attr.plots.template import DARK, LIGHT
@@ -18,12 +20,14 @@ from lens_attr.plots.token_text import readable, shares
 __all__ = [
     "DARK",
     "LIGHT",
+    "agreement",
     "attention",
     "circuit",
     "comparison",
     "faithfulness",
     "heads",
     "html_tokens",
+    "patching",
     "pruning",
     "readable",
     "relevance",
