@@ -8,7 +8,18 @@ import typer
 from typer.core import TyperGroup
 
 from lens_attr._version import __version__
-from lens_attr.cli import attribute, check, console, demo, heads, methods, patch, prune
+from lens_attr.cli import (
+    attribute,
+    check,
+    circuit,
+    console,
+    demo,
+    edges,
+    heads,
+    methods,
+    patch,
+    prune,
+)
 from lens_attr.errors import LensAttrError
 
 INTERRUPTED = 130
@@ -66,8 +77,10 @@ for command in (
     heads.heads,
     prune.prune,
     patch.patch,
+    edges.edges,
     check.check,
     methods.methods,
     demo.demo,
 ):
     app.command()(command)
+app.add_typer(circuit.circuit, name="circuit")
