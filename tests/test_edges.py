@@ -13,6 +13,7 @@ import torch
 from reference import PRESETS, contrast
 from reference.edges import MaskedModel
 from tiny import EXACT, TARGET
+from torch.utils._python_dispatch import TorchDispatchMode
 
 import lens_attr as la
 from lens_attr.circuits import EdgeScores, edge_scores, exact_edge_effects
@@ -209,31 +210,31 @@ def test_positions_sum_to_the_whole() -> None:
     assert len(table) == found.wiring.n_edges * CLEAN.shape[1]
 
 
-def test_memory_stays_that_of_z() -> None:
-    """No tensor of [head, position, d_model] outlives a piece, and none of [head, head, ...]."""
-    case = ("gpt2", tiny.BACKENDS[0])
-    limit = 4 * CLEAN.numel() * 128  # the MLP's pre-activations, the largest thing stored
-    largest = 0
+def test_memory_stays_that_of_z(monkeypatch: pytest.MonkeyPatch) -> None:
+    """In small pieces, nothing is ever larger than the MLP's pre-activations."""
+    pre_activations = CLEAN.numel() * 4 * 32
+    assert largest_tensor() > 2 * pre_activations  # [source, position, d_model] in one piece
+    monkeypatch.setattr("lens_attr.circuits.stream.CHUNK_FLOATS", 2000)
+    assert largest_tensor() <= pre_activations
 
-    class Watch(torch.utils._python_dispatch.TorchDispatchMode):
-        def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None):
-            nonlocal largest
+
+def largest_tensor() -> int:
+    """Numbers in the largest tensor that any operation of `edge_scores` makes."""
+    sizes = [0]
+
+    class Watch(TorchDispatchMode):
+        def __torch_dispatch__(
+            self, func: Any, types: Any, args: Any = (), kwargs: Any = None
+        ) -> Any:
             result = func(*args, **(kwargs or {}))
-            if isinstance(result, torch.Tensor):
-                largest = max(largest, result.numel())
+            weights = "view" in str(func) or "expand" in str(func) or "transpose" in str(func)
+            if isinstance(result, torch.Tensor) and not weights:
+                sizes.append(result.numel())
             return result
 
-    model = tiny.model(*case)
-    import lens_attr.circuits.stream as stream
-
-    before = stream.CHUNK_FLOATS
-    stream.CHUNK_FLOATS = 2000
-    try:
-        with Watch():
-            edge_scores(model, CLEAN, CORRUPTED, TARGET)
-    finally:
-        stream.CHUNK_FLOATS = before
-    assert largest <= limit
+    with Watch():
+        edge_scores(tiny.model("gpt2", tiny.BACKENDS[0]), CLEAN, CORRUPTED, TARGET)
+    return max(sizes)
 
 
 # ------------------------------------------------------------------------------------ identities

@@ -1,6 +1,7 @@
 """Circuits: rank heads and edges, prune, patch, extract, run: and see whether a ranking holds."""
 
 from lens_attr.circuits.agreement import Agreement, agreement
+from lens_attr.circuits.attribution_patching import node_scores
 from lens_attr.circuits.circuit import Circuit
 from lens_attr.circuits.edge_scores import EdgeScores, Ordering
 from lens_attr.circuits.edges import edge_scores
@@ -19,6 +20,7 @@ from lens_attr.circuits.heads import (
     rank_units,
     unit_scores,
 )
+from lens_attr.circuits.node_results import NodeScores
 from lens_attr.circuits.pairs import Pairs, read_ioi, read_pairs, sva_pairs
 from lens_attr.circuits.patch_result import PatchResult
 from lens_attr.circuits.patching import patch
@@ -37,6 +39,7 @@ __all__ = [
     "FaithfulnessCurve",
     "Head",
     "Node",
+    "NodeScores",
     "Ordering",
     "Pairs",
     "PatchResult",
@@ -55,6 +58,7 @@ __all__ = [
     "extract",
     "faithfulness_curve",
     "head_scores",
+    "node_scores",
     "patch",
     "prune",
     "random_edges",

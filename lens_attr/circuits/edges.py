@@ -90,7 +90,7 @@ def edge_scores(
         NonFiniteError: NaN or infinite logits or scores.
     """
     graph = resolve(model)
-    rules, n_steps = _rules(method, steps, switches)
+    rules, n_steps = rules_of(method, steps, switches)
     check_batch_size(batch_size)
     parts = anatomy(graph)
     factors = _norm_factors(parts, rules)
@@ -117,7 +117,12 @@ def edge_scores(
     )
 
 
-def _rules(method: Any, steps: Any, switches: dict[str, Any]) -> tuple[RuleSet, int]:
+def rules_of(method: Any, steps: Any, switches: dict[str, Any]) -> tuple[RuleSet, int]:
+    """The rules and the number of steps behind the arguments of `edge_scores`.
+
+    Raises:
+        InputError: unknown method or switch, or steps below 1.
+    """
     if isinstance(method, RuleSet):
         if switches:
             raise InputError(f"switches {sorted(switches)} go with a method's name, not a RuleSet.")

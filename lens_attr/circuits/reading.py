@@ -1,4 +1,4 @@
-"""Gradients as they leave hook points, after every rule there."""
+"""Gradients at hook points, as they arrive or as they leave after every rule there."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ from lens_attr.targets import Resolved
 
 @dataclass(frozen=True, kw_only=True)
 class ReadGradients(Rule):
-    """Change nothing; keep the gradient that leaves some points, after all other rules there.
+    """Change nothing; keep the gradient at some points, as this rule's place in its set sees it.
 
     Attributes:
         points: where to read.
@@ -52,6 +52,7 @@ def read_gradients(
     batch: TokenBatch,
     target: Resolved,
     embedding: Callable[[Tensor], Tensor] | None = None,
+    arriving: bool = False,
 ) -> tuple[ReadGradients, Float[Tensor, " batch"]]:
     """One forward and one backward under rules; nothing is left on the model.
 
@@ -62,6 +63,7 @@ def read_gradients(
         batch: the inputs.
         target: what is explained.
         embedding: makes another embedding [batch, pos, d_model] out of the model's own.
+        arriving: read the gradient as it arrives there instead, before the rules at the points.
 
     Returns:
         The gradients, and the explained number.
@@ -80,7 +82,8 @@ def read_gradients(
     (embed,) = graph.points("embed")
     with torch.enable_grad(), ExitStack() as stack:
         embed.on_forward(make_leaf, stack)
-        stack.enter_context(Session(graph, rules + gradients, strict=True))
+        both = RuleSet((gradients, *rules)) if arriving else rules + gradients
+        stack.enter_context(Session(graph, both, strict=True))
         value, _ = target_value(graph, batch, target)
         gradient_of(value, leaf[0])
     return gradients, value.detach()
