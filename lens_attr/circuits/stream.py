@@ -91,12 +91,7 @@ def anatomy(graph: ModelGraph) -> Anatomy:
         parallel=is_parallel(graph),
     )
     dtype = torch.promote_types(graph.dtype, torch.float32)
-    return Anatomy(graph, wiring, every, writers, [_head_weight(w, dtype) for w in writers])
-
-
-def _head_weight(writer: AttentionOutput, dtype: torch.dtype) -> Tensor:
-    weight = writer.weight.to(dtype)
-    return weight if writer.norm is None else writer.norm.linear(weight)
+    return Anatomy(graph, wiring, every, writers, [w.linear_weight(dtype) for w in writers])
 
 
 def scaled_z(

@@ -86,6 +86,16 @@ class AttentionOutput:
             return attn_out
         return self.norm(x + attn_out) if self.norm and self.post_norm else x + attn_out
 
+    def linear_weight(self, dtype: torch.dtype) -> Float[Tensor, "head d_head d_model"]:
+        """W_O, followed by the linear part of the norm."""
+        weight = self.weight.to(dtype)
+        return weight if self.norm is None else self.norm.linear(weight)
+
+    def reading(self, direction: Float[Tensor, " d_model"]) -> Float[Tensor, "head d_head"]:
+        """What ``direction`` reads of each entry of z, through `linear_weight`."""
+        direction = direction if self.norm is None else self.norm.transposed(direction)
+        return self.weight.to(direction.dtype) @ direction
+
 
 def attention_output(graph: ModelGraph, layer: int) -> AttentionOutput:
     """W_O, b_O and the norm behind them, of one block.
