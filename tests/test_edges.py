@@ -191,6 +191,24 @@ def test_a_padded_data_set_is_the_mean_of_its_examples(name: str, method: str) -
     assert together.n == 3
 
 
+def test_a_metric_of_all_logits_sees_the_whole_batch() -> None:
+    """Its columns are those of the padded batch, however the examples are split."""
+    model = small.model(small.GPT2[0])
+    clean, corrupted = ["w5 w9 w12 w7", "w30 w31"], ["w5 w20 w12 w7", "w30 w33"]
+    metric = la.Metric(lambda logits: logits[:, 4, 6] - logits[:, 4, 8])
+    together = edge_scores(model, clean, corrupted, metric)
+    split = edge_scores(model, clean, corrupted, metric, batch_size=1)
+    named = edge_scores(model, clean, corrupted, la.LogitDiff(6, 8))
+    np.testing.assert_allclose(split.scores, together.scores, atol=2e-5)
+    np.testing.assert_allclose(named.scores, together.scores, atol=2e-5)
+
+
+def test_unknown_words_are_announced() -> None:
+    model = small.model(small.GPT2[0])
+    with pytest.warns(la.Notice, match="does not know every word of example 0"):
+        edge_scores(model, "w5 hello", "w5 w6", TARGET)
+
+
 def test_small_pieces_change_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
     whole = scores(REFERENCED[0], "eap")
     monkeypatch.setattr("lens_attr.circuits.stream.CHUNK_FLOATS", 1)
@@ -211,12 +229,12 @@ def test_positions_sum_to_the_whole() -> None:
 
 
 def test_memory_stays_that_of_z(monkeypatch: pytest.MonkeyPatch) -> None:
-    """In small pieces, nothing is ever larger than the MLP's pre-activations."""
+    """In small pieces, nothing is ever larger than the attention pattern of one block."""
     ids = tiny.token_ids("gpt2", rows=4, length=40)
-    pre_activations = ids.numel() * 4 * 32
-    assert largest_tensor(ids) > 2 * pre_activations  # [source, position, d_model] in one piece
+    pattern = tiny.N_HEADS * ids.numel() * 40
+    assert largest_tensor(ids) > 2 * pattern  # [source, position, d_model] in one piece
     monkeypatch.setattr("lens_attr.circuits.stream.CHUNK_FLOATS", 2000)
-    assert largest_tensor(ids) <= pre_activations
+    assert largest_tensor(ids) <= pattern
 
 
 def largest_tensor(ids: torch.Tensor) -> int:

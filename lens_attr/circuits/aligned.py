@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+import warnings
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -10,9 +11,9 @@ from rich.console import Console
 from rich.progress import track
 from torch import Tensor
 
-from lens_attr.errors import InputError
+from lens_attr.errors import InputError, Notice
 from lens_attr.graph import ModelGraph
-from lens_attr.graph.tokens import Text, TokenBatch, tokenize
+from lens_attr.graph.tokens import Text, TokenBatch, tokenize, unknown_words
 from lens_attr.targets import Resolved, Target
 
 
@@ -51,8 +52,13 @@ class Aligned:
             yield self.rows(list(range(start, min(start + size, n))))
 
     def rows(self, index: list[int]) -> Aligned:
-        """Some examples, repeated or not, without columns that are padding in all of them."""
-        columns = self.clean.attention_mask[index].any(dim=0).nonzero().flatten()
+        """Some examples, repeated or not, without columns that are padding in all of them.
+
+        A target that reads all logits sees the columns of the whole batch.
+        """
+        used = self.clean.attention_mask[index].any(dim=0)
+        used = used if self.target.full is None else torch.ones_like(used)
+        columns = used.nonzero().flatten()
         target = self.target.rows(index)
         return Aligned(
             self.clean.rows(index, columns),
@@ -83,7 +89,16 @@ def aligned(graph: ModelGraph, clean: Text, corrupted: Text, target: Target) -> 
                 f"example {example} has {n} clean and {m} corrupted tokens: patching needs the "
                 "same number, position by position. Choose words of equally many tokens."
             )
-    return Aligned(good, bad, target.resolve(graph, good))
+    resolved = target.resolve(graph, good)
+    announce(graph, [good, bad], resolved)
+    return Aligned(good, bad, resolved)
+
+
+def announce(graph: ModelGraph, batches: Sequence[TokenBatch], target: Resolved) -> None:
+    """Warn of what the reader of a result must know, each once."""
+    unknown = [notice for batch in batches for notice in unknown_words(graph, batch)]
+    for notice in dict.fromkeys([*unknown, *target.notices]):
+        warnings.warn(notice, Notice, stacklevel=4)
 
 
 def check_batch_size(batch_size: int | None) -> None:

@@ -22,7 +22,7 @@ from rich.progress import track
 from torch import Tensor
 
 from lens_attr.attribution.scoring import target_value
-from lens_attr.circuits.aligned import check_batch_size
+from lens_attr.circuits.aligned import announce, check_batch_size
 from lens_attr.circuits.reading import read_gradients
 from lens_attr.circuits.self_repair_results import THRESHOLDS, SelfRepair, check_thresholds
 from lens_attr.errors import InputError, UnsupportedModelError, did_you_mean
@@ -110,6 +110,7 @@ def self_repair(
     rules = {} if replace == "-inf" else _rule_sets(methods)
     batch = tokenize(graph, text)
     resolved = target.resolve(graph, batch)
+    announce(graph, [batch], resolved)
     chosen = _indices("layers", layers, graph.n_layers), _indices("heads", heads, graph.n_heads)
     rows = _rows(graph, batch, resolved, rules, *chosen)
     whole = target_value(graph, batch, resolved)[0].detach()
