@@ -6,6 +6,7 @@ import hashlib
 import json
 import os
 import secrets
+from collections.abc import Sequence
 from contextlib import suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -46,16 +47,23 @@ def save(relevance: Relevance, directory: Path) -> Path:
     Raises:
         InputError: ``directory`` is a file.
     """
+    return write(directory, "relevance", *save_parts(relevance))
+
+
+def write(directory: Path, name: str, tensors: dict[str, Tensor], plain: dict[str, Any]) -> Path:
+    """Write ``<name>.safetensors`` and ``<name>.json`` of any result.
+
+    Raises:
+        InputError: ``directory`` is a file.
+    """
     if directory.exists() and not directory.is_dir():
         raise InputError(f"{directory} is a file: give a directory to save into.")
     directory.mkdir(parents=True, exist_ok=True)
-    tensors, plain = save_parts(relevance)
     data = to_bytes(tensors)
-    plain |= {"format": FORMAT, "sha256": hashlib.sha256(data).hexdigest()}
-    write_whole(directory / "relevance.safetensors", data)
-    write_whole(
-        directory / "relevance.json", json.dumps(plain, ensure_ascii=False, indent=1).encode()
-    )
+    plain = plain | {"format": FORMAT, "sha256": hashlib.sha256(data).hexdigest()}
+    write_whole(directory / f"{name}.safetensors", data)
+    text = json.dumps(plain, ensure_ascii=False, indent=1)
+    write_whole(directory / f"{name}.json", text.encode())
     return directory
 
 
@@ -103,17 +111,7 @@ def load_fields(directory: Path) -> dict[str, Any]:
     Raises:
         SavedResultError: missing, truncated, altered, or of an unknown format.
     """
-    plain = _read_json(directory / "relevance.json")
-    try:
-        data = (directory / "relevance.safetensors").read_bytes()
-    except OSError as error:
-        raise SavedResultError(f"{directory} holds no relevance.safetensors: {error}") from error
-    if hashlib.sha256(data).hexdigest() != plain["sha256"]:
-        raise SavedResultError(
-            f"{directory}/relevance.safetensors is truncated or altered: its checksum differs "
-            "from the one in relevance.json. Save the result again."
-        )
-    tensors = load(data)
+    tensors, plain = read(directory, "relevance", (*PLAIN, "metadata", "order"))
     fields: dict[str, Any] = {name: plain[name] for name in (*PLAIN, "metadata")}
     fields |= {name: tensors.get(name) for name in (*TENSORS, *OPTIONAL)}
     for mapping in MAPPINGS:
@@ -122,16 +120,36 @@ def load_fields(directory: Path) -> dict[str, Any]:
     return fields
 
 
-def _read_json(path: Path) -> dict[str, Any]:
+def read(
+    directory: Path, name: str, wanted: Sequence[str]
+) -> tuple[dict[str, Tensor], dict[str, Any]]:
+    """The tensors and the plain rest that `write` wrote; the latter has the ``wanted`` keys.
+
+    Raises:
+        SavedResultError: missing, truncated, altered, or of an unknown format.
+    """
+    plain = _read_json(directory / f"{name}.json", wanted)
+    try:
+        data = (directory / f"{name}.safetensors").read_bytes()
+    except OSError as error:
+        raise SavedResultError(f"{directory} holds no {name}.safetensors: {error}") from error
+    if hashlib.sha256(data).hexdigest() != plain["sha256"]:
+        raise SavedResultError(
+            f"{directory}/{name}.safetensors is truncated or altered: its checksum differs "
+            f"from the one in {name}.json. Save the result again."
+        )
+    return load(data), plain
+
+
+def _read_json(path: Path, wanted: Sequence[str]) -> dict[str, Any]:
     try:
         plain = json.loads(path.read_text(encoding="utf-8"))
     except OSError as error:
-        raise SavedResultError(f"no saved relevance at {path.parent}: {error}") from error
+        raise SavedResultError(f"no saved {path.stem} at {path.parent}: {error}") from error
     except ValueError as error:
         raise SavedResultError(f"{path} is truncated or no json: {error}") from error
-    wanted = {*PLAIN, "metadata", "order", "sha256", "format"}
-    if not isinstance(plain, dict) or wanted - set(plain):
-        raise SavedResultError(f"{path} is not a saved Relevance.")
+    if not isinstance(plain, dict) or {*wanted, "sha256", "format"} - set(plain):
+        raise SavedResultError(f"{path} is not a saved {path.stem.capitalize()}.")
     if plain["format"] != FORMAT:
         raise SavedResultError(
             f"{path} has format {plain['format']}, this version reads {FORMAT}: update lens_attr."

@@ -70,7 +70,7 @@ def notices(quiet: bool = False) -> Iterator[None]:
 
 
 def note(text: str) -> None:
-    """One line on stderr that is no error."""
+    """One line on stderr that the reader of a result should know."""
     stderr().print(Text.assemble(("note: ", "yellow"), _one_line(text)), soft_wrap=True)
 
 

@@ -17,7 +17,8 @@ Backend = Literal["auto", "hooked", "bridge"]
 Embeddings = Literal["full", "token"]
 Pool = Literal["sum", "relu_token", "relu_dim"]
 Order = Literal["least", "most"]
-Ablation = Literal["zero", "mean"]
+Ablation = Literal["zero", "mean", "resample"]
+Unit = Literal["head", "mlp", "neuron"]
 
 DEMO_MODEL = "demo-gpt2"
 

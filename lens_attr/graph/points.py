@@ -43,6 +43,11 @@ class Point(ABC):
         """Whether activations are [batch, head, query, key]."""
         return self.name.endswith((PER_BLOCK["scores"], PER_BLOCK["pattern"]))
 
+    @property
+    def converted(self) -> bool:
+        """Whether forward hooks see a copy in another shape, which the model itself never reads."""
+        return False
+
     @abstractmethod
     def on_forward(self, hook: TensorHook, stack: ExitStack) -> None:
         """Call ``hook`` with the activation of every forward of this thread until ``stack`` closes.
@@ -189,6 +194,11 @@ class HookedPoint(Point):
     """A TransformerLens HookPoint."""
 
     hook_point: HookPoint
+
+    @property
+    def converted(self) -> bool:
+        """See `Point`."""
+        return getattr(self.hook_point, "hook_conversion", None) is not None
 
     def on_forward(self, hook: TensorHook, stack: ExitStack) -> None:
         """See `Point`."""
