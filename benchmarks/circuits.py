@@ -16,6 +16,7 @@ import json
 import os
 import platform
 import statistics
+import tempfile
 import time
 import warnings
 from collections.abc import Callable
@@ -25,15 +26,15 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import tokenizers
 import torch
 import transformers
 from torch import Tensor
 from transformer_lens import patching
-from transformer_lens.model_bridge import TransformerBridge
 
 import lens_attr as la
 from lens_attr.circuits import Ranking, patch, prune, random_ranking
-from lens_attr.graph import backend_class, resolve
+from lens_attr.graph import backend_class
 
 RESULTS = Path(__file__).parent / "results"
 AIMS = {"prune": 2.5, "head patching": 3.0}
@@ -70,35 +71,17 @@ class Row:
         ]
 
 
-def model_of(backend: str, layers: int) -> Any:
-    """GPT-2 small with random weights."""
+def saved_model(directory: Path, layers: int) -> Path:
+    """GPT-2 small with random weights, as a folder that every backend loads."""
     torch.manual_seed(0)
-    config = transformers.GPT2Config(n_layer=layers, attn_implementation="eager")
-    original = transformers.GPT2LMHeadModel(config).eval()
-    hooked = backend_class("HookedTransformer")
-    if backend == "TransformerBridge" or hooked is None:
-        return TransformerBridge.boot_transformers("gpt2", hf_model=original, device="cpu")
-    return hooked_copy(hooked, config).eval()
-
-
-def hooked_copy(hooked: Any, config: Any) -> Any:
-    """The same shape as a HookedTransformer."""
-    from transformer_lens import HookedTransformerConfig
-
-    shape = HookedTransformerConfig(
-        n_layers=config.n_layer,
-        d_model=config.n_embd,
-        n_ctx=config.n_positions,
-        n_heads=config.n_head,
-        d_head=config.n_embd // config.n_head,
-        d_mlp=4 * config.n_embd,
-        act_fn="gelu_new",
-        d_vocab=config.vocab_size,
-        normalization_type="LN",
-        device="cpu",
-        seed=0,
-    )
-    return hooked(shape)
+    config = transformers.GPT2Config(n_layer=layers, n_ctx=1024)
+    transformers.GPT2LMHeadModel(config).save_pretrained(directory)
+    words = {"<|endoftext|>": 50256, "<unk>": 0}
+    core = tokenizers.Tokenizer(tokenizers.models.WordLevel(words, unk_token="<unk>"))
+    end = dict.fromkeys(("bos_token", "eos_token", "pad_token"), "<|endoftext|>")
+    fast = transformers.PreTrainedTokenizerFast(tokenizer_object=core, **end)
+    fast.save_pretrained(directory)
+    return directory
 
 
 def timed(run: Callable[[], Any]) -> tuple[float, Any]:
@@ -235,16 +218,15 @@ def main() -> None:
         draw(arguments.rows, arguments.length),
     )
     pair = draw(arguments.rows, 2)
-    backends = ["TransformerBridge"]
-    if backend_class("HookedTransformer") is not None:
-        backends.insert(0, "HookedTransformer")
-    rows = []
-    for backend in backends:
-        model = model_of(backend, arguments.layers)
-        resolve(model)
-        rows.append(prune_row(model, clean, pair, arguments.repeats))
-        rows.append(patch_row(model, clean, corrupted, pair, arguments.repeats))
-        print(*(" | ".join(row.cells()) for row in rows[-2:]), sep="\n", flush=True)
+    hooked = backend_class("HookedTransformer") is not None
+    with tempfile.TemporaryDirectory() as directory:
+        folder = saved_model(Path(directory), arguments.layers)
+        rows = []
+        for backend in ("hooked", "bridge") if hooked else ("bridge",):
+            model = la.load(folder, backend, torch.float32, "cpu")
+            rows.append(prune_row(model, clean, pair, arguments.repeats))
+            rows.append(patch_row(model, clean, corrupted, pair, arguments.repeats))
+            print(*(" | ".join(row.cells()) for row in rows[-2:]), sep="\n", flush=True)
     write(rows, machine(arguments))
 
 
