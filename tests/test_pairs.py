@@ -16,7 +16,7 @@ from transformers import PreTrainedTokenizerFast
 import lens_attr as la
 from lens_attr.circuits import Pairs, patch, read_ioi, read_pairs, sva_pairs
 from lens_attr.graph import resolve
-from lens_attr.graph.tokens import tokenize
+from lens_attr.graph.tokens import TokenBatch, tokenize
 from lens_attr.targets import GreaterThan, LogitDiff
 
 gpt2_models = pytest.mark.parametrize("name", small.GPT2)
@@ -128,7 +128,7 @@ def test_greater_than_is_probability_above_minus_below(name: str, shared: Path) 
     )
     prompt = "The war lasted from the year 1352 to the year 13"
     graph = resolve(model)
-    batch = tokenize(graph, [prompt, prompt])
+    batch = TokenBatch(torch.zeros(2, 9, dtype=torch.long), torch.ones(2, 9).bool(), [prompt] * 2)
     resolved = GreaterThan([52, 99]).resolve(graph, batch)
     logits = torch.randn(2, 50257)
     probability = logits.double().softmax(dim=-1)
