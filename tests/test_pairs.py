@@ -115,14 +115,13 @@ def test_the_greater_than_file(shared: Path) -> None:
 # ------------------------------------------------------------------------------- greater-than
 
 
-@gpt2_models
 @pytest.mark.shared
-def test_greater_than_is_probability_above_minus_below(name: str, shared: Path) -> None:
+def test_greater_than_is_probability_above_minus_below(shared: Path) -> None:
     """With GPT-2's tokenizer, where two digits are one token."""
     files = shared / "tokenizers" / "gpt2"
     core = ByteLevelBPETokenizer(str(files / "vocab.json"), str(files / "merges.txt"))
     end = "<|endoftext|>"
-    model = small.fresh(name)
+    model = small.fresh("gpt2-bridge")
     model.tokenizer = PreTrainedTokenizerFast(
         tokenizer_object=core._tokenizer, bos_token=end, eos_token=end, pad_token=end
     )
@@ -132,7 +131,8 @@ def test_greater_than_is_probability_above_minus_below(name: str, shared: Path) 
     resolved = GreaterThan([52, 99]).resolve(graph, batch)
     logits = torch.randn(2, 50257)
     probability = logits.double().softmax(dim=-1)
-    ids = [model.tokenizer.encode(prompt + f"{y:02d}")[-1] for y in range(100)]
+    ids = [core.token_to_id(f"{year:02d}") for year in range(100)]
+    assert core.encode(prompt + "52").ids[-1] == ids[52]
     for row, year in enumerate((52, 99)):
         above = probability[row, ids[year + 1 :]].sum() if year < 99 else 0.0
         by_hand = above - probability[row, ids[: year + 1]].sum()
@@ -152,7 +152,7 @@ def test_greater_than_refuses(name: str) -> None:
         patch(model, ["w5 13", "w6 13"], None, GreaterThan([52]), mode="noise", source="zero")
     with pytest.raises(la.InputError, match="one year from 0 to 99"):
         patch(model, "w5 13", None, GreaterThan([152]), mode="noise", source="zero")
-    with pytest.raises(la.InputError, match="does not continue the prompt"):
+    with pytest.raises(la.InputError, match="does not continue the prompt|as . tokens"):
         patch(model, "w5 13", None, GreaterThan([52]), mode="noise", source="zero")
 
 
