@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections import defaultdict
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pandas as pd
@@ -120,15 +121,12 @@ def test_greater_than_is_probability_above_minus_below(shared: Path) -> None:
     """With GPT-2's tokenizer, where two digits are one token."""
     files = shared / "tokenizers" / "gpt2"
     core = ByteLevelBPETokenizer(str(files / "vocab.json"), str(files / "merges.txt"))
-    end = "<|endoftext|>"
-    model = small.fresh("gpt2-bridge")
-    model.tokenizer = PreTrainedTokenizerFast(
-        tokenizer_object=core._tokenizer, bos_token=end, eos_token=end, pad_token=end
-    )
+    fast = PreTrainedTokenizerFast(tokenizer_object=core._tokenizer)
+    graph: Any = SimpleNamespace(tokenizer=fast, is_masked_model=False)
     prompt = "The war lasted from the year 1352 to the year 13"
-    graph = resolve(model)
     batch = TokenBatch(torch.zeros(2, 9, dtype=torch.long), torch.ones(2, 9).bool(), [prompt] * 2)
-    resolved = GreaterThan([52, 99]).resolve(graph, batch)
+    with small.untyped():
+        resolved = GreaterThan([52, 99]).resolve(graph, batch)
     logits = torch.randn(2, 50257)
     probability = logits.double().softmax(dim=-1)
     ids = [core.token_to_id(f"{year:02d}") for year in range(100)]
@@ -152,7 +150,7 @@ def test_greater_than_refuses(name: str) -> None:
         patch(model, ["w5 13", "w6 13"], None, GreaterThan([52]), mode="noise", source="zero")
     with pytest.raises(la.InputError, match="one year from 0 to 99"):
         patch(model, "w5 13", None, GreaterThan([152]), mode="noise", source="zero")
-    with pytest.raises(la.InputError, match="does not continue the prompt|as . tokens"):
+    with pytest.raises(la.InputError, match="does not continue the prompt"):
         patch(model, "w5 13", None, GreaterThan([52]), mode="noise", source="zero")
 
 
