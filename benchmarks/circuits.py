@@ -1,6 +1,6 @@
 """How much faster pruning and patching are than the obvious loops, at GPT-2-small shape.
 
-    python benchmarks/circuits.py [--layers 12] [--rows 4] [--length 24] [--repeats 3]
+    python benchmarks/circuits.py [--backend hooked] [--layers 12] [--rows 4] [--repeats 3]
 
 Random weights, 50 257 tokens. Pruning is compared with one full forward per step and checked to
 give the same accuracy at every step; the head sweep with `transformer_lens.patching`, and checked
@@ -34,7 +34,6 @@ from transformer_lens import patching
 
 import lens_attr as la
 from lens_attr.circuits import Ranking, patch, prune, random_ranking
-from lens_attr.graph import backend_class
 
 RESULTS = Path(__file__).parent / "results"
 AIMS = {"prune": 2.5, "head patching": 3.0}
@@ -176,12 +175,12 @@ def machine(arguments: argparse.Namespace) -> dict[str, Any]:
 
 
 def write(rows: list[Row], facts: dict[str, Any]) -> None:
-    """The table and the raw numbers, beside those of other TransformerLens versions."""
+    """The table and the raw numbers, beside those of other versions and backends."""
     RESULTS.mkdir(exist_ok=True)
     path = RESULTS / "circuits.json"
-    version = facts["versions"]["transformer-lens"]
     runs = json.loads(path.read_text()) if path.exists() else {}
-    runs[version] = {"facts": facts, "rows": [asdict(row) | {"ratio": row.ratio} for row in rows]}
+    name = f"TransformerLens {facts['versions']['transformer-lens']}, {rows[0].backend}"
+    runs[name] = {"facts": facts, "rows": [asdict(row) | {"ratio": row.ratio} for row in rows]}
     path.write_text(json.dumps(runs, indent=1) + "\n")
     header = ["what", "backend", "obvious loop, s", "lens_attr, s", "times faster", "aim", "equal?"]
     lines = [
@@ -193,7 +192,7 @@ def write(rows: list[Row], facts: dict[str, Any]) -> None:
         told = [Row(**{k: v for k, v in row.items() if k != "ratio"}) for row in run["rows"]]
         lines += [
             "",
-            f"## TransformerLens {name}",
+            f"## {name}",
             "",
             f"| {' | '.join(header)} |",
             "|---" * 7 + "|",
@@ -208,6 +207,7 @@ def main() -> None:
     for name, default in (("layers", 12), ("rows", 4), ("length", 24), ("repeats", 3)):
         parser.add_argument(f"--{name}", type=int, default=default)
     parser.add_argument("--threads", type=int, default=1)
+    parser.add_argument("--backend", choices=("hooked", "bridge"), default="bridge")
     arguments = parser.parse_args()
     torch.set_num_threads(arguments.threads)
     warnings.simplefilter("ignore")
@@ -218,15 +218,14 @@ def main() -> None:
         draw(arguments.rows, arguments.length),
     )
     pair = draw(arguments.rows, 2)
-    hooked = backend_class("HookedTransformer") is not None
     with tempfile.TemporaryDirectory() as directory:
         folder = saved_model(Path(directory), arguments.layers)
-        rows = []
-        for backend in ("hooked", "bridge") if hooked else ("bridge",):
-            model = la.load(folder, backend, torch.float32, "cpu")
-            rows.append(prune_row(model, clean, pair, arguments.repeats))
-            rows.append(patch_row(model, clean, corrupted, pair, arguments.repeats))
-            print(*(" | ".join(row.cells()) for row in rows[-2:]), sep="\n", flush=True)
+        model = la.load(folder, arguments.backend, torch.float32, "cpu")
+    rows = [
+        prune_row(model, clean, pair, arguments.repeats),
+        patch_row(model, clean, corrupted, pair, arguments.repeats),
+    ]
+    print(*(" | ".join(row.cells()) for row in rows), sep="\n")
     write(rows, machine(arguments))
 
 

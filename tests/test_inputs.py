@@ -129,10 +129,7 @@ BAD_OPTIONS = {
     "role": ({"record": ["patern"]}, "'patern'; did you mean 'pattern'"),
     "hook": ({"record": ["blocks.0.attn.hook_zz"]}, r"did you mean 'blocks\.0\.attn\.hook_z'"),
     "glob": ({"record": ["blocks.*.nothing"]}, r"no hook point matches 'blocks\.\*\.nothing'"),
-    "batch size zero": (
-        {"batch_size": 0},
-        "batch_size must be a whole number of at least 1, got 0",
-    ),
+    "batch size zero": ({"batch_size": 0}, "batch_size must be a whole number of at least 1, got 0"),
     "batch size negative": ({"batch_size": -2}, "batch_size must be at least 1, got -2"),
     "embeddings": ({"embeddings": "tokens"}, "'full' or 'token', got 'tokens'"),
     "mask for a text": ({"attention_mask": IDS > 0}, "attention_mask goes with token ids"),

@@ -174,7 +174,7 @@ def test_the_corrupted_prompt_prefers_the_foil(name: str) -> None:
     assert len(pairs) + pairs.dropped == len(made)
     found = patch(model, *pairs.inputs(model), "resid", positions=False)
     assert found.other is not None
-    assert (found.other > 0).float().mean() > 0.8 and (found.unpatched < 0).float().mean() > 0.8
+    assert (found.other > 0).float().mean() > 0.7 and (found.unpatched < 0).float().mean() > 0.7
     one = made.of_one_length(model)
     lengths = tokenize(resolve(model), one.inputs(model)[0]).lengths
     assert len(set(lengths)) == 1 and len(one) + one.dropped == len(made)
