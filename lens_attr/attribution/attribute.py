@@ -21,7 +21,7 @@ from lens_attr.attribution.gradients import OWN_OPTIONS, GradientTimesInput
 from lens_attr.attribution.registry import method as method_named
 from lens_attr.attribution.relevance import Relevance
 from lens_attr.errors import InputError, Notice, UnsupportedModelError
-from lens_attr.graph import VALUE_BIASES_FOLDED, ModelGraph, resolve
+from lens_attr.graph import ModelGraph, resolve
 from lens_attr.graph.tokens import Text, TokenBatch, str_tokens, tokenize, unknown_words
 from lens_attr.rules import RuleSet
 from lens_attr.targets import Resolved, Target, TopLogit
@@ -70,7 +70,8 @@ def attribute(
             ``"integrated_gradients"``.
 
     Returns:
-        The relevance of every token, head and recorded place, in units of the target.
+        The relevance of every token, head and recorded place, in units of the target
+        (attention-based methods have their own).
 
     Raises:
         InputError: an argument that cannot be used.
@@ -94,7 +95,7 @@ def attribute(
     rows = _row_groups(len(batch), batch_size, progress)
     parts = [_explain_rows(graph, batch, resolved, explainer, index, keep_width) for index in rows]
     metadata = _metadata(graph, explainer, parts[0])
-    notices = _notices(graph, batch, resolved, parts)
+    notices = _notices(graph, batch, resolved, explainer, parts)
     for notice in notices:
         warnings.warn(notice, Notice, stacklevel=2)
     return _assemble(graph, batch, resolved, parts, method, metadata | {"notices": notices})
@@ -158,24 +159,17 @@ def _explainer(method: Any, options: dict[str, Any]) -> Explainer:
 
 
 def _notices(
-    graph: ModelGraph, batch: TokenBatch, target: Resolved, parts: Sequence[Explained]
+    graph: ModelGraph,
+    batch: TokenBatch,
+    target: Resolved,
+    explainer: Explainer,
+    parts: Sequence[Explained],
 ) -> list[str]:
     """What the reader of the result must know, each once."""
     of_parts = [notice for part in parts for notice in part.notices]
-    found = [*unknown_words(graph, batch), *target.notices, *of_parts]
-    if any(part.head_tokens is not None for part in parts):
-        found += _processed(graph)
+    of_weights = explainer.processing_notices(graph.processing())
+    found = [*unknown_words(graph, batch), *target.notices, *of_parts, *of_weights]
     return list(dict.fromkeys(found))
-
-
-def _processed(graph: ModelGraph) -> list[str]:
-    """Folding a value bias into b_O moves it out of z, where head relevance is read."""
-    if VALUE_BIASES_FOLDED not in graph.processing():
-        return []
-    return [
-        "the value biases of this model are folded into b_O: its head relevance differs from that "
-        "of the raw weights (its token relevance does not). Load it with la.load to compare."
-    ]
 
 
 def _row_groups(n: int, size: int | None, progress: bool | None) -> Iterator[list[int]]:

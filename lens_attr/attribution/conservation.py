@@ -26,7 +26,7 @@ class Conservation:
     goes to a bias, or that a rule halves or a softmax adds, has to be somewhere, and here it is.
 
     Attributes:
-        target_value: the explained number.
+        target_value: the explained number, less that of the baseline where the method has one.
         total: relevance of the whole input: tokens, and position (and type) embeddings.
         parts: loss by part of the model; ``parts[...].sum()`` over the columns is the gap.
         layers: loss by block and part, [batch, layer] each.
@@ -84,10 +84,13 @@ def conservation_of(relevance: Relevance) -> Conservation:
         raise InputError(f"method {relevance.method!r} does not trace relevance through layers.")
     stream, total = flow["stream"], flow["embedding"]
     layers = _lost_per_layer(flow)
-    parts = {"final norm and unembedding": relevance.target_value.to(stream) - stream[:, -1]}
+    target = relevance.target_value.to(stream)
+    if "baseline_value" in relevance.extra:
+        target = target - relevance.extra["baseline_value"].to(stream)
+    parts = {"final norm and unembedding": target - stream[:, -1]}
     parts |= {name: lost.sum(dim=1) for name, lost in layers.items()}
     parts["embedding norm"] = stream[:, 0] - total
-    return Conservation(relevance.target_value.to(stream), total, parts, layers, relevance.unit)
+    return Conservation(target, total, parts, layers, relevance.unit)
 
 
 def _lost_per_layer(flow: Mapping[str, Tensor]) -> dict[str, Float[Tensor, "batch layer"]]:

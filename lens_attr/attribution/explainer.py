@@ -10,7 +10,7 @@ from typing import Any
 from jaxtyping import Float
 from torch import Tensor
 
-from lens_attr.graph import ModelGraph
+from lens_attr.graph import VALUE_BIASES_FOLDED, ModelGraph
 from lens_attr.graph.tokens import TokenBatch
 from lens_attr.targets import Resolved
 
@@ -70,6 +70,20 @@ class Explainer(ABC):
             UnsupportedModelError: with the reason.
             InputError: an option that does not fit.
         """
+
+    def processing_notices(self, processing: Sequence[str]) -> list[str]:
+        """What to tell the reader about processed weights (see `ModelGraph.processing`).
+
+        Unless a method says otherwise: folding a value bias into b_O moves it out of z, where head
+        relevance is read.
+        """
+        if VALUE_BIASES_FOLDED not in processing:
+            return []
+        return [
+            "the value biases of this model are folded into b_O: its head relevance differs from "
+            "that of the raw weights (its token relevance does not). Load it with la.load to "
+            "compare."
+        ]
 
     @property
     def keep_width(self) -> bool:

@@ -66,7 +66,7 @@ class GradientTimesInput(EmbeddingExplainer):
         elsewhere = [r for r in requests if r.points[0].name != embed.name]
         lowered = not self.record
         recorder = Recorder(batch.padding_mask, lowered=lowered)
-        _want(graph, recorder, elsewhere)
+        want(graph, recorder, elsewhere)
         inputs = InputEmbeddings()
         session = Session(graph, self.rules, strict=True, lowered=lowered)
         with torch.enable_grad(), ExitStack() as stack:
@@ -84,12 +84,12 @@ class GradientTimesInput(EmbeddingExplainer):
             tokens=tokens,
             target_value=value.detach(),
             labels=labels_of(target, logits),
-            head_tokens=_stack(graph, recorder, "z", "per head"),
-            heads_relu_dim=_stack(graph, recorder, "z", "relu_dim"),
-            records={r.key: _collect(recorder, r) for r in elsewhere}
+            head_tokens=stacked(graph, recorder, "z", "per head"),
+            heads_relu_dim=stacked(graph, recorder, "z", "relu_dim"),
+            records={r.key: collect(recorder, r) for r in elsewhere}
             | {r.key: _at_leaf(leaf, grad, mask) for r in at_leaf},
-            flow={"embedding": whole.sum(dim=1)} | _flow(graph, recorder),
-            metadata={"fired": _firings(session)},
+            flow={"embedding": whole.sum(dim=1)} | flow_of(graph, recorder),
+            metadata={"fired": firings(session)},
             notices=self._degenerate(graph, session),
         )
 
@@ -112,7 +112,8 @@ def preset_explainer(preset: Callable[..., RuleSet], **options: Any) -> Gradient
     return GradientTimesInput(rules=preset(**options), **own)
 
 
-def _firings(session: Session) -> dict[str, int]:
+def firings(session: Session) -> dict[str, int]:
+    """How many points the rules acted at, and how often."""
     fired = session.fired
     return {"points": len(fired), "backward_calls": sum(fired.values())}
 
@@ -126,7 +127,8 @@ def _at_leaf(
     return torch.where(mask[..., None], product_of(leaf, grad), 0.0)
 
 
-def _want(graph: ModelGraph, recorder: Recorder, requests: Sequence[Request]) -> None:
+def want(graph: ModelGraph, recorder: Recorder, requests: Sequence[Request]) -> None:
+    """Record the heads, the flow for `Relevance.check`, and what the user asked for."""
     for point in graph.points("z"):
         recorder.want(point, "per head", lambda product: product.sum(dim=-1))
         recorder.want(point, "relu_dim", lambda product: product.relu().sum(dim=(1, 3)))
@@ -138,16 +140,19 @@ def _want(graph: ModelGraph, recorder: Recorder, requests: Sequence[Request]) ->
             recorder.want(point, f"record {request.key}", request.reduce)
 
 
-def _stack(graph: ModelGraph, recorder: Recorder, role: Role, key: str) -> Tensor:
+def stacked(graph: ModelGraph, recorder: Recorder, role: Role, key: str) -> Tensor:
+    """What was recorded at every point of a role, [batch, point, ...]."""
     return torch.stack([recorder.get(point, key) for point in graph.points(role)], dim=1)
 
 
-def _flow(graph: ModelGraph, recorder: Recorder) -> dict[str, Tensor]:
+def flow_of(graph: ModelGraph, recorder: Recorder) -> dict[str, Tensor]:
+    """The summed relevance at the joints of every block, [batch, layer] each."""
     names = {role: ("stream" if role == "residual" else role) for role in FLOW}
     present: list[Role] = [role for role in FLOW if graph.points(role)]
-    return {names[role]: _stack(graph, recorder, role, "flow") for role in present}
+    return {names[role]: stacked(graph, recorder, role, "flow") for role in present}
 
 
-def _collect(recorder: Recorder, request: Request) -> Tensor:
+def collect(recorder: Recorder, request: Request) -> Tensor:
+    """What was recorded for one entry of ``record=``."""
     values = [recorder.get(point, f"record {request.key}") for point in request.points]
     return torch.stack(values, dim=1) if request.stacked else values[0]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass
 
@@ -44,6 +45,10 @@ class PerturbationExplainer(EmbeddingExplainer):
     def __post_init__(self) -> None:
         super().__post_init__()
         refuse_no_count("max_batch_tokens", self.max_batch_tokens)
+
+    def processing_notices(self, processing: Sequence[str]) -> list[str]:
+        """The relevance of tokens does not depend on how weights are processed."""
+        return []
 
     def rows_per_call(self, batch: TokenBatch, target: Resolved) -> int:
         """How many variants go through the model together."""

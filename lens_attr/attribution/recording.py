@@ -39,7 +39,10 @@ PER_POSITION: tuple[str, ...] = ("residual",)
 
 @dataclass
 class Probe:
-    """One point whose activation x gradient is wanted, in one or more reductions."""
+    """One point whose activation x gradient is wanted, in one or more reductions.
+
+    ``product`` may be another combination of the two, e.g. of the change of the activation.
+    """
 
     point: Point
     mask: Bool[Tensor, "batch pos"] | None
@@ -182,7 +185,7 @@ def _resolve(graph: ModelGraph, entry: str) -> list[Request]:
         )
     if not points:
         raise InputError(f"{graph.architecture} on {graph.backend} has no {entry!r} hook point.")
-    if role == "norm_scale":  # one per norm, of different shapes
+    if role in ("norm_scale", "normalized"):  # one per norm, of different shapes
         return [Request(p.name, [p], False, _whole) for p in points]
     reduce = partial(torch.sum, dim=-1) if role in PER_POSITION else _whole
     return [Request(entry, points, len(points) > 1 or points[0].layer is not None, reduce)]

@@ -11,6 +11,10 @@ import pandas as pd
 
 from lens_attr import rules
 from lens_attr.attribution.aieg import AIEG
+from lens_attr.attribution.alti import Alti
+from lens_attr.attribution.alti_logit import AltiLogit
+from lens_attr.attribution.attention import AttentionOnly, AttentionRollout
+from lens_attr.attribution.deeplift import DeepLift
 from lens_attr.attribution.explainer import Explainer
 from lens_attr.attribution.gradient_norms import GradientL1, GradientL2
 from lens_attr.attribution.gradients import preset_explainer
@@ -89,6 +93,8 @@ class Method:
 
 EVERY_FAMILY = "every supported family"
 ONE_PASS = "1 forward, 1 backward"
+ONE_FORWARD = "1 forward"
+ONE_FORWARD_AND_PAIRS = "1 forward; n_heads * d_model operations per block and pair of tokens"
 
 METHODS: dict[str, Method] = {
     method.name: method
@@ -212,6 +218,56 @@ METHODS: dict[str, Method] = {
             "steps + 2 forwards, steps backwards",
             "AIEG (ICLR 2025 submission)",
             AIEG,
+        ),
+        Method(
+            "attention_only",
+            "mean attention weight over blocks and heads",
+            EVERY_FAMILY,
+            False,
+            "no (sums to 1)",
+            ONE_FORWARD,
+            "AIEG's NetAttention, without values",
+            AttentionOnly,
+        ),
+        Method(
+            "attention_rollout",
+            "attention weights plus the residual connection, multiplied through the blocks",
+            EVERY_FAMILY,
+            False,
+            "no (sums to 1)",
+            ONE_FORWARD,
+            "Abnar & Zuidema 2020, arXiv 2005.00928",
+            AttentionRollout,
+        ),
+        Method(
+            "alti",
+            "how close each token's transformed vector comes to the output, through the blocks",
+            EVERY_FAMILY,
+            False,
+            "no (sums to 1)",
+            ONE_FORWARD_AND_PAIRS,
+            "Ferrando et al. 2022, arXiv 2203.04212",
+            Alti,
+        ),
+        Method(
+            "alti_logit",
+            "what each block's attention adds to the logit, traced back to the tokens by ALTI",
+            "pre-norm models whose logits are not capped (not BERT, Gemma 2)",
+            True,
+            "yes, with the embedding, MLP and bias terms in `r.extra`",
+            ONE_FORWARD_AND_PAIRS,
+            "Ferrando et al. 2023, arXiv 2305.12535",
+            AltiLogit,
+        ),
+        Method(
+            "deeplift",
+            "token embedding minus baseline, times secants in place of derivatives",
+            "models whose pattern is in the autograd graph (not Bridge BERT, GPT-J, Neo, OPT)",
+            True,
+            "yes, to F(x) - F(baseline)",
+            "1 forward, 1 backward, of twice the batch (input and baseline)",
+            "Shrikumar et al. 2017, arXiv 1704.02685",
+            DeepLift,
         ),
     )
 }

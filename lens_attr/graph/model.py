@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import fnmatch
 import importlib
+from collections.abc import Callable
 from contextlib import ExitStack
 from dataclasses import dataclass
 from functools import cached_property
@@ -12,6 +13,7 @@ from typing import Any, Literal
 import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor, nn
+from transformers.activations import ACT2FN
 
 from lens_attr.errors import InputError, UnsupportedModelError, did_you_mean
 from lens_attr.graph import naming
@@ -140,8 +142,8 @@ class ModelGraph:
 
     def points(self, role: Role) -> list[Point]:
         """The points of a role in order of the forward pass; empty where the model has none."""
-        if role == "norm_scale":
-            return self._norm_scales()
+        if role in naming.NORM_SUFFIXES:
+            return self._in_every_norm(naming.NORM_SUFFIXES[role])
         if role in ("head_pre", "head_post") and self.backend == "HookedEncoder":
             side: Literal["input", "output"] = "input" if role == "head_pre" else "output"
             return [ModulePoint(f"mlm_head.act_fn ({side})", self.model.mlm_head.act_fn, side)]
@@ -150,6 +152,8 @@ class ModelGraph:
             return []  # post-norm: neither lies between attention and MLP
         if bridge and role == "resid_mid":
             return []
+        if role == "mlp_out" and getattr(self.cfg, "attn_only", False):
+            return []  # HookedTransformer has the hook but never fires it
         if bridge and role in naming.BRIDGE_PER_BLOCK:
             return self._per_block(role, naming.BRIDGE_PER_BLOCK[role])
         if role in naming.PER_BLOCK:
@@ -176,11 +180,11 @@ class ModelGraph:
         present = [name for name in table.get(role, ()) if name in self._hook_points]
         return [self._point(present[0])] if present else []
 
-    def _norm_scales(self) -> list[Point]:
-        """Every norm's scale once (the Bridge lists one HookPoint under several names)."""
+    def _in_every_norm(self, suffix: str) -> list[Point]:
+        """One point of every norm once (the Bridge lists one HookPoint under several names)."""
         seen: dict[int, Point] = {}
         for name, hook_point in self._hook_points.items():
-            if name.rpartition(".")[2] == naming.NORM_SCALE_SUFFIX:
+            if name.rpartition(".")[2] == suffix:
                 seen.setdefault(id(hook_point), self._point(name))
         return list(seen.values())
 
@@ -196,6 +200,23 @@ class ModelGraph:
         found = [Activation(*sites) for sites in zip(pres, posts, gated, strict=True)]
         head = zip(self.points("head_pre"), self.points("head_post"), strict=True)
         return found + [Activation(pre, post) for pre, post in head]
+
+    def activation_function(self) -> Callable[[Tensor], Tensor]:
+        """The function of every site in `activations`, elementwise.
+
+        Raises:
+            UnsupportedModelError: it is not elementwise, or not known.
+        """
+        name = str(getattr(self.cfg, "act_fn", ""))
+        if name not in ACT2FN:
+            raise UnsupportedModelError(f"act_fn={name!r} is not a known elementwise activation.")
+        return ACT2FN[name]
+
+    def soft_cap(self, role: Literal["scores", "logits"]) -> float | None:
+        """The c of ``c * tanh(x / c)`` that this model applies there (Gemma 2), if it does."""
+        name = {"scores": "attn_scores_soft_cap", "logits": "output_logits_soft_cap"}[role]
+        cap = getattr(self.cfg, name, None)
+        return cap if cap is not None and cap > 0 else None
 
     def match(self, pattern: str) -> list[Point]:
         """The points whose hook name equals or matches a glob such as ``blocks.*.hook_mlp_out``.
@@ -369,7 +390,7 @@ class ModelGraph:
         folded = str(self.cfg.normalization_type).endswith("Pre")
         found = {
             "layer norm folded": folded or getattr(self.cfg, "layer_norm_folding", False),
-            "writing weights centred": _centred(self.model.W_E[:64]),
+            WRITING_WEIGHTS_CENTRED: _centred(self.model.W_E[:64]),
             "unembedding centred": _centred(self.model.W_U[:16]),
             VALUE_BIASES_FOLDED: _folded_away(self.model.b_V, self.model.b_O),
         }
@@ -377,6 +398,7 @@ class ModelGraph:
 
 
 VALUE_BIASES_FOLDED = "value biases folded"
+WRITING_WEIGHTS_CENTRED = "writing weights centred"
 
 
 def _centred(rows: Tensor) -> bool:

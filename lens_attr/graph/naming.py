@@ -10,6 +10,7 @@ Role = Literal[
     "type_embed",
     "residual",
     "norm_scale",
+    "normalized",
     "q",
     "k",
     "v",
@@ -31,7 +32,8 @@ Role = Literal[
 """``mlp_pre`` is the gate's pre-activation in a gated MLP and ``mlp_up`` what it multiplies;
 ``head_pre`` and ``head_post`` lie around the activation of BERT's masked-word head; ``residual``
 is the stream before every block and after the last one. ``resid_mid`` is the stream between
-attention and MLP (HookedTransformer), ``mlp_in`` the branch into the MLP's norm (Bridge)."""
+attention and MLP (HookedTransformer), ``mlp_in`` the branch into the MLP's norm (Bridge);
+``normalized`` is the input of a norm, centred where it centres, over its ``norm_scale``."""
 
 ROLES: tuple[Role, ...] = get_args(Role)
 
@@ -76,7 +78,8 @@ BRIDGE_BERT_ONCE: dict[Role, tuple[str, ...]] = {
 """On the Bridge ``hook_embed`` of BERT is the sum after its LayerNorm; the word embedding is
 ``embed.hook_out``, and the masked-word head's activation lies between two unrelated names."""
 
-NORM_SCALE_SUFFIX = "hook_scale"
+NORM_SUFFIXES: dict[Role, str] = {"norm_scale": "hook_scale", "normalized": "hook_normalized"}
+"""Last part of the name in every norm, wherever it stands."""
 
 AFTER_LAST_BLOCK = (
     "hook_normalized_resid_post",

@@ -9,8 +9,8 @@ from functools import partial
 import torch
 from einops import rearrange, repeat
 from torch import Tensor
-from transformers.activations import ACT2FN
 
+from lens_attr.errors import UnsupportedModelError
 from lens_attr.graph.model import ModelGraph
 from lens_attr.graph.points import Activation, Point
 
@@ -119,10 +119,11 @@ def _attention(
 
 def _activation(graph: ModelGraph, site: Activation, found: Trace) -> Finding:
     claim = "post = f(pre)" if site.up is None else "post = f(pre) * up"
-    name = str(getattr(graph.cfg, "act_fn", ""))
-    if name not in ACT2FN:
-        return Finding(f"{claim} (f = {name!r} is not known)", site.post.name, False, float("nan"))
-    expected = ACT2FN[name](found.values[site.pre.name].double())
+    try:
+        function = graph.activation_function()
+    except UnsupportedModelError as error:
+        return Finding(f"{claim} ({error})", site.post.name, False, float("nan"))
+    expected = function(found.values[site.pre.name].double())
     if site.up is not None:
         expected = expected * found.values[site.up.name].double()
     return _finding(graph, claim, site.post, found.values[site.post.name].double(), expected)

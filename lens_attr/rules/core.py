@@ -38,16 +38,28 @@ class Tape:
         Raises:
             RuleNotAppliedError: it was not captured, or two forwards wait for their backward.
         """
-        if point.name not in self._values:
-            raise RuleNotAppliedError(
-                f"the forward value of {point.name} was not captured: attach the forward hooks "
-                "too, `with model.hooks(**rules.hooks(model))`, before the forward."
-            )
+        latest = self.latest(point)
         if self._pending.get(point.name, 0) > 1:
             raise RuleNotAppliedError(
                 f"{point.name} ran forward {self._pending[point.name]} times before this "
                 "backward, so its value is ambiguous: run each backward before the next forward "
                 "(or run the other forwards under torch.no_grad())."
+            )
+        return latest
+
+    def latest(self, point: Point) -> Tensor:
+        """The activation when ``point`` last fired, however often that was.
+
+        For hooks that fire several times in one forward, always with the same value:
+        HookedTransformer's ln1, for queries, keys and values.
+
+        Raises:
+            RuleNotAppliedError: it was not captured.
+        """
+        if point.name not in self._values:
+            raise RuleNotAppliedError(
+                f"the forward value of {point.name} was not captured: attach the forward hooks "
+                "too, `with model.hooks(**rules.hooks(model))`, before the forward."
             )
         return self._values[point.name]
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
+from typing import Literal
 
 import torch
 from jaxtyping import Float, Int
@@ -25,6 +26,8 @@ class Resolved:
         notices: what the reader of the result must know.
         full: a score of all logits [batch, pos, d_vocab] instead, if the target needs them.
         relabel: the labels, where they depend on the logits at the position.
+        form: ``"linear"`` in the logits (of the top token, where the logits choose it),
+            ``"log_prob"`` of ``token_ids``, or anything else (None).
     """
 
     position: Int[Tensor, " batch"]
@@ -35,6 +38,7 @@ class Resolved:
     notices: tuple[str, ...] = ()
     full: Callable[[Tensor], Tensor] | None = None
     relabel: Callable[[Tensor], list[str]] | None = None
+    form: Literal["linear", "log_prob"] | None = None
 
     def rows(self, index: Sequence[int]) -> Resolved:
         """The same target for some of the examples."""

@@ -175,7 +175,8 @@ class Logit(Target):
         ids = _single_ids(graph, batch, self.token, "target")
         position = resolve_positions(graph, batch, self.position)
         labels = [f"logit of {token_string(graph, i)!r}" for i in ids]
-        return Resolved(position, _logit, labels, "logit", _column(ids, position)[:, None])
+        column = _column(ids, position)[:, None]
+        return Resolved(position, _logit, labels, "logit", column, form="linear")
 
 
 @dataclass(frozen=True)
@@ -193,7 +194,8 @@ class LogProb(Target):
         ids = _single_ids(graph, batch, self.token, "target")
         position = resolve_positions(graph, batch, self.position)
         labels = [f"log-probability of {token_string(graph, i)!r}" for i in ids]
-        return Resolved(position, _log_prob, labels, "nat", _column(ids, position)[:, None])
+        token_ids = _column(ids, position)[:, None]
+        return Resolved(position, _log_prob, labels, "nat", token_ids, form="log_prob")
 
 
 @dataclass(frozen=True)
@@ -223,7 +225,7 @@ class LogitDiff(Target):
         ]
         labels = [f"logit of {a!r} - logit of {b!r}" for a, b in names]
         ids = torch.stack([_column(first, position), _column(other, position)], dim=1)
-        return Resolved(position, _logit_diff, labels, "logit", ids, notices)
+        return Resolved(position, _logit_diff, labels, "logit", ids, notices, form="linear")
 
 
 @dataclass(frozen=True)
@@ -238,7 +240,8 @@ class TopLogit(Target):
             top = logits.argmax(dim=-1).tolist()
             return [f"logit of {token_string(graph, i)!r} (the top logit)" for i in top]
 
-        return Resolved(position, _top_logit, ["top logit"] * len(batch), relabel=relabel)
+        labels = ["top logit"] * len(batch)
+        return Resolved(position, _top_logit, labels, relabel=relabel, form="linear")
 
 
 @dataclass(frozen=True)

@@ -1,0 +1,144 @@
+"""Attention weights themselves: their mean, and their rollout through the blocks."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Literal, get_args
+
+import torch
+from jaxtyping import Float, Int
+from torch import Tensor
+
+from lens_attr.attribution.alti import rolled_out
+from lens_attr.attribution.explainer import Explained, Explainer
+from lens_attr.attribution.layers import Activations, visiting_blocks
+from lens_attr.attribution.mixing import row_normalised, seen_positions, square
+from lens_attr.attribution.scoring import labels_of, target_value
+from lens_attr.errors import InputError, UnsupportedModelError
+from lens_attr.graph import ModelGraph
+from lens_attr.graph.tokens import TokenBatch, token_string
+from lens_attr.targets import Resolved
+
+Row = Literal["predicting", "token"]
+"""Whose attention is read: the position that predicts, or the token of interest in the text."""
+
+ROUNDING = 1e-2
+
+
+@dataclass(frozen=True, kw_only=True)
+class AttentionExplainer(Explainer):
+    """A method that reads attention patterns of one forward and nothing else."""
+
+    def processing_notices(self, processing: Sequence[str]) -> list[str]:
+        """Patterns do not depend on how weights are processed."""
+        return []
+
+
+@dataclass(frozen=True, kw_only=True)
+class AttentionOnly(AttentionExplainer):
+    """Mean attention weight over all blocks and heads.
+
+        tokens_j = 1 / (L H) sum_l sum_h A^{l,h}_ij
+
+    Non-negative, summing to 1. Cost: 1 forward. AIEG's NetAttention, without values; that paper
+    leaves open whether the row i is that of the position predicting the token or of the token
+    itself, so it is an option.
+
+    Attributes:
+        row: ``"predicting"``: i is the explained position. ``"token"``: i is where the target's
+            first token stands in the text.
+        occurrence: which of them, where it stands there several times.
+    """
+
+    row: Row = "predicting"
+    occurrence: int = -1
+
+    def __post_init__(self) -> None:
+        if self.row not in get_args(Row):
+            raise InputError(f"row must be 'predicting' or 'token', got {self.row!r}.")
+        if isinstance(self.occurrence, bool) or not isinstance(self.occurrence, int):
+            raise InputError(f"occurrence must be a whole number, got {self.occurrence!r}.")
+
+    def explain(self, graph: ModelGraph, batch: TokenBatch, target: Resolved) -> Explained:
+        """See `Explainer.explain`.
+
+        Raises:
+            InputError: ``row="token"``, and the text does not hold the target's token so often.
+        """
+        rows = target.position if self.row == "predicting" else self._found(graph, batch, target)
+        every: list[Float[Tensor, "batch pos"]] = []
+
+        def visit(layer: int, activations: Activations) -> None:
+            here = zip(activations["pattern"], rows, batch.attention_mask, strict=True)
+            means = [torch.where(mask, _head_mean(p[:, row], layer), 0.0) for p, row, mask in here]
+            every.append(torch.stack(means))
+
+        with torch.no_grad(), visiting_blocks(graph, ["pattern"], visit):
+            value, logits = target_value(graph, batch, target)
+        tokens = torch.stack(every).mean(dim=0)
+        return Explained(tokens, value, labels_of(target, logits), unit="attention")
+
+    def _found(
+        self, graph: ModelGraph, batch: TokenBatch, target: Resolved
+    ) -> Int[Tensor, " batch"]:
+        if target.token_ids is None:
+            raise InputError('row="token" needs a target that names a token: la.Logit(token), ...')
+        rows = []
+        for example, token in enumerate(target.token_ids[:, 0]):
+            here = (batch.token_ids[example] == token) & batch.attention_mask[example]
+            places = here.nonzero().flatten().tolist()
+            if not -len(places) <= self.occurrence < len(places):
+                raise InputError(
+                    f"example {example} holds the token {token_string(graph, int(token))!r} "
+                    f"{len(places)} times, so there is no occurrence {self.occurrence}: "
+                    'row="token" reads a token of the text; use row="predicting", or append it.'
+                )
+            rows.append(places[self.occurrence])
+        return torch.tensor(rows, device=target.position.device)
+
+
+@dataclass(frozen=True, kw_only=True)
+class AttentionRollout(AttentionExplainer):
+    """Attention rollout (Abnar & Zuidema 2020, arXiv 2005.00928).
+
+    Every block's pattern, averaged over heads, plus the identity for the residual connection, rows
+    divided by their sum; multiplied through the blocks:
+
+        A_l = normalise(mean_h A^{l,h} + I),    tokens = row t of A_L A_{L-1} ... A_1
+
+    with t the explained position. Target-free. Non-negative, summing to 1. Cost: 1 forward.
+    """
+
+    def explain(self, graph: ModelGraph, batch: TokenBatch, target: Resolved) -> Explained:
+        """See `Explainer.explain`."""
+        seen = seen_positions(graph, batch, target.position)
+        matrices: list[list[Tensor]] = [[] for _ in seen]
+
+        def visit(layer: int, activations: Activations) -> None:
+            for own, pattern, positions in zip(matrices, activations["pattern"], seen, strict=True):
+                mean = _head_mean(square(pattern, positions), layer)
+                own.append(row_normalised(mean + torch.eye(len(mean)).to(mean)))
+
+        with torch.no_grad(), visiting_blocks(graph, ["pattern"], visit):
+            value, logits = target_value(graph, batch, target)
+        tokens = rolled_out(matrices, seen, target.position, batch)
+        return Explained(tokens, value, labels_of(target, logits), unit="attention")
+
+
+def _head_mean(
+    pattern: Float[Tensor, "head *query key"], layer: int
+) -> Float[Tensor, "*query key"]:
+    """Averaged over heads, in at least float32.
+
+    Raises:
+        UnsupportedModelError: not attention weights, which are at least 0 and sum to 1 (to less
+            where a hook of the user's cuts some).
+    """
+    mean = pattern.to(torch.promote_types(pattern.dtype, torch.float32)).mean(dim=0)
+    if float(mean.min()) < 0 or float(mean.sum(dim=-1).max()) > 1 + ROUNDING:
+        raise UnsupportedModelError(
+            f"the pattern hook of block {layer} carries no attention weights: they must not be "
+            "negative, nor sum to more than 1. If a forward hook of yours edits them, remove it."
+        )
+    return mean

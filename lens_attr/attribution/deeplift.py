@@ -1,0 +1,243 @@
+"""DeepLIFT: what each token adds to the difference between an input and a baseline."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from contextlib import ExitStack
+from dataclasses import dataclass
+from functools import partial
+from typing import Any, get_args
+
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
+from lens_attr.attribution.embeddings import (
+    EMBEDDING_ROLES,
+    EmbeddingExplainer,
+    Embeddings,
+    InputEmbeddings,
+    baseline_embedding,
+    masked_sum,
+)
+from lens_attr.attribution.explainer import Explained
+from lens_attr.attribution.gradients import collect, firings, flow_of, stacked, want
+from lens_attr.attribution.recording import Recorder, Request, product_of, resolve_requests
+from lens_attr.attribution.scoring import labels_of, refuse_non_finite
+from lens_attr.errors import InputError
+from lens_attr.graph import ModelGraph, Role
+from lens_attr.graph.tokens import TokenBatch
+from lens_attr.rules import RuleSet
+from lens_attr.rules.deeplift import (
+    SoftmaxForm,
+    both,
+    deeplift,
+    difference_of,
+    halves,
+    log_sum_exp_multiplier,
+    mean_of,
+    soft_cap_gradient,
+    wide,
+)
+from lens_attr.rules.session import Session
+from lens_attr.targets import Resolved
+
+GAP = 0.05
+"""A larger relative summation gap earns a notice."""
+
+CANCELLATION = 100.0
+"""So does a sum of absolute token relevances larger than this many times the target."""
+
+REPLACED: tuple[Role, ...] = ("scores", "mlp_pre", "head_pre", "norm_scale")
+"""The gradient that arrives here is not yet the multiplier."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class DeepLift(EmbeddingExplainer):
+    """DeepLIFT (Shrikumar et al. 2017, arXiv 1704.02685), with rules for all of a transformer.
+
+    The relevance of a token is ``sum_d (e - e0) m``, where m is the multiplier that replaces the
+    gradient: the secant (f(x) - f(x0)) / (x - x0) at elementwise functions (rescale rule), and
+    (a + a0)/2 and (b + b0)/2 at a product a b (product rule): A.V, Q.K, gate x up. The softmax is
+    exp, sum, reciprocal and a product; a norm is c / sqrt(mean(c c) + eps), with c centred. Each
+    step is exact, so the relevance sums to F(x) - F(x0), at the embeddings and at every block. The
+    paper leaves products open; this is the symmetric rule.
+
+    ``r.extra`` holds ``baseline_value`` F(x0) [batch] and ``summation_gap`` [batch], what the
+    tokens miss of F(x) - F(x0) (rounding). ``r.flow["stream"]`` [batch, layer + 1] is the sum at
+    every block's input and after the last; ``r.check()`` says where anything went. Heads and
+    records are (activation - its baseline) x multiplier.
+
+    Targets are linear in the logits (`Logit`, `LogitDiff`, `TopLogit` with the top token of x), or
+    `LogProb`. Cost: one forward and one backward of [x; x0], twice the batch.
+
+    Multipliers are bounded by no derivative. A softmax whose scores all grew by s has multipliers
+    of order exp(s), though it did not change; they cancel in the sum, less so in the tokens.
+    ``softmax="log"`` takes it apart as exp(s - log sum exp s) instead: rescale rules and linear
+    steps only, and bounded. A zero baseline leaves a norm without variance where nothing else is
+    added (no position embeddings, or ``embeddings="full"``): a token is the better baseline there.
+    A notice says when relevances cancel or the sum is off.
+
+    Attributes:
+        embeddings: ``"token"``: positions stay as they are; ``"full"``: the baseline replaces them.
+        baseline: x0.
+        softmax: ``"product"``, exp(s) times a reciprocal, or ``"log"``.
+        record: roles, hook names and globs where relevance is kept too.
+    """
+
+    embeddings: Embeddings = "token"
+    softmax: SoftmaxForm = "product"
+    record: Sequence[str] = ()
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if self.softmax not in get_args(SoftmaxForm):
+            raise InputError(f"softmax must be 'product' or 'log', got {self.softmax!r}.")
+
+    @property
+    def rules(self) -> RuleSet:
+        """How the backward is modified."""
+        return deeplift(self.softmax)
+
+    @property
+    def keep_width(self) -> bool:
+        """Records have positions."""
+        return bool(self.record) or super().keep_width
+
+    def describe(self) -> dict[str, Any]:
+        """Every option, and the rules."""
+        return super().describe() | {"rules": self.rules.describe(), "record": list(self.record)}
+
+    def explain(self, graph: ModelGraph, batch: TokenBatch, target: Resolved) -> Explained:
+        """One forward and one backward of input and baseline together. See `Explainer.explain`.
+
+        Raises:
+            InputError: a target that is neither linear in the logits nor a log-probability.
+        """
+        _refuse_target(target)
+        requests = _requests(graph, self.record)
+        recorder = Recorder(batch.padding_mask, combine=_relevance)
+        want(graph, recorder, requests)
+        inputs = InputEmbeddings()
+        session = Session(graph, self.rules, strict=True)
+        pair = batch.rows([*range(len(batch))] * 2)
+        baseline = baseline_embedding(graph, self.baseline)
+        with torch.enable_grad(), ExitStack() as stack:
+            _put_baseline(graph, baseline, self.embeddings, stack)
+            inputs.attach(graph, stack)
+            stack.enter_context(recorder)
+            stack.enter_context(session)
+            position = target.position.repeat(2)
+            logits = graph.logits_at(pair.token_ids, pair.padding_mask, position)
+            top = _at_the_top(graph, target, logits.detach())
+            (grad,) = torch.autograd.grad(logits, inputs.leaf, top.gradient)
+        mask = batch.attention_mask
+        tokens = masked_sum(_relevance(inputs.embedding(self.embeddings), grad), mask)
+        refuse_non_finite("relevance", tokens)
+        whole = masked_sum(_relevance(inputs.embedding("full"), grad), mask)
+        gap = (top.value - top.baseline).to(tokens) - tokens.sum(dim=1)
+        return Explained(
+            tokens=tokens,
+            target_value=top.value,
+            labels=labels_of(target, halves(logits.detach())[0]),
+            head_tokens=stacked(graph, recorder, "z", "per head"),
+            heads_relu_dim=stacked(graph, recorder, "z", "relu_dim"),
+            records={r.key: collect(recorder, r) for r in requests},
+            flow={"embedding": whole.sum(dim=1)} | flow_of(graph, recorder),
+            extra={"baseline_value": top.baseline, "summation_gap": gap},
+            metadata={"fired": firings(session)},
+            notices=_notices(tokens, gap, top),
+        )
+
+
+@dataclass(frozen=True)
+class Top:
+    """Where the backward starts: the target of both, and the gradient to hand to the logits."""
+
+    value: Float[Tensor, " batch"]
+    baseline: Float[Tensor, " batch"]
+    gradient: Float[Tensor, "pair d_vocab"]
+
+
+def _at_the_top(graph: ModelGraph, target: Resolved, pair: Float[Tensor, "pair d_vocab"]) -> Top:
+    logits, logits0 = halves(wide(pair))
+    refuse_non_finite("logits", logits)
+    refuse_non_finite("logits of the baseline", logits0)
+    if target.form == "log_prob":
+        assert target.token_ids is not None
+        chosen = torch.zeros_like(logits).scatter_(1, target.token_ids, 1.0)
+        multiplier = chosen - log_sum_exp_multiplier(logits, logits0)
+        value, baseline = target.score(logits, target), target.score(logits0, target)
+    else:
+        leaf = logits.clone().requires_grad_()
+        (multiplier,) = torch.autograd.grad(target.score(leaf, target).sum(), leaf)
+        value, baseline = ((multiplier * each).sum(dim=-1) for each in (logits, logits0))
+    cap = graph.soft_cap("logits")
+    gradient = both(multiplier) if cap is None else soft_cap_gradient(multiplier, wide(pair), cap)
+    return Top(value, baseline, gradient.to(pair.dtype))
+
+
+def _put_baseline(graph: ModelGraph, baseline: Tensor, which: Embeddings, stack: ExitStack) -> None:
+    """The second half of the batch reads the baseline where the first reads its embedding."""
+
+    def replace_half(value: Tensor, pair: Tensor) -> Tensor:
+        own, _ = halves(pair)
+        return torch.cat([own, value.expand_as(own)])
+
+    (embed,) = graph.points("embed")
+    embed.on_forward(partial(replace_half, baseline), stack)
+    for role in EMBEDDING_ROLES[1:] if which == "full" else ():
+        for point in graph.points(role):
+            point.on_forward(partial(replace_half, torch.zeros_like(baseline)), stack)
+
+
+def _relevance(activation: Tensor, grad: Tensor) -> Tensor:
+    """(a - a0) x multiplier, from the activations and gradients of ``[x; x0]``."""
+    return product_of(difference_of(activation), mean_of(grad))
+
+
+def _requests(graph: ModelGraph, record: Sequence[str]) -> list[Request]:
+    """What to record.
+
+    Raises:
+        InputError: a point where the multiplier is put together.
+    """
+    requests = resolve_requests(graph, record)
+    (embed,) = graph.points("embed")
+    places = {p.name for role in REPLACED for p in graph.points(role)} | {embed.name}
+    for name in (point.name for request in requests for point in request.points):
+        if name in places:
+            raise InputError(
+                f"deeplift cannot record {name!r}, where the multiplier is put together (or read, "
+                'at the embedding). Record what follows: "pattern", "mlp_post", "residual".'
+            )
+    return requests
+
+
+def _refuse_target(target: Resolved) -> None:
+    if target.form is None:
+        raise InputError(
+            "deeplift explains targets that are linear in the logits, or a log-probability: "
+            "la.Logit, la.LogitDiff, la.TopLogit or la.LogProb. For a metric of your own use "
+            "'integrated_gradients'."
+        )
+
+
+def _notices(
+    tokens: Float[Tensor, "batch pos"], gap: Float[Tensor, " batch"], top: Top
+) -> list[str]:
+    value, value0 = top.value.to(gap).abs(), top.baseline.to(gap).abs()
+    noise = torch.finfo(top.value.dtype).eps ** 0.5 * torch.maximum(value, value0)
+    loses = gap.abs() > GAP * (top.value - top.baseline).to(gap).abs() + noise
+    cancels = tokens.abs().sum(dim=1) > CANCELLATION * torch.maximum(value, value0)
+    bad = loses | cancels
+    if not bool(bad.any()):
+        return []
+    total, missed = tokens.abs().sum(dim=1)[bad].max(), gap.abs()[bad].max()
+    return [
+        f"deeplift's multipliers are huge in {int(bad.sum())} of {len(bad)} examples: absolute "
+        f"token relevances add up to {float(total):.2g} and cancel in the sum, which misses "
+        f"F(x) - F(baseline) by {float(missed):.2g}. The baseline is too far from the input: a "
+        "softmax whose scores all shift (pass softmax='log'), or a zero baseline that leaves "
+        "a norm without variance (give a token as baseline)."
+    ]
