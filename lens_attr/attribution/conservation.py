@@ -10,6 +10,7 @@ import pandas as pd
 from jaxtyping import Float
 from torch import Tensor
 
+from lens_attr.display import Glance, Shown
 from lens_attr.errors import InputError
 
 if TYPE_CHECKING:
@@ -19,7 +20,7 @@ SEQUENTIAL_PARTS = ("attention", "attention output bias", "mlp", "mlp output bia
 
 
 @dataclass(frozen=True)
-class Conservation:
+class Conservation(Shown):
     """Target = relevance of the input + what was lost on the way.
 
     A conserving method (LRP without biases) loses nothing. Losses are signed: relevance that
@@ -61,6 +62,13 @@ class Conservation:
                 rows.append((layer, name, float(lost[example, layer])))
         frame = pd.DataFrame(rows, columns=["layer", "part", "lost"])
         return frame.assign(layer=frame["layer"].astype("Int64"), unit=self.unit)
+
+    def glance(self) -> Glance:
+        """The sums of every example, and for the first one what each block lost in each part."""
+        headline, *others = str(self).splitlines()
+        table = pd.DataFrame({name: lost[0].tolist() for name, lost in self.layers.items()})
+        table.insert(0, "block", range(len(table)))
+        return Glance(headline, notes=others, table=table.iloc[::-1])
 
     def __str__(self) -> str:
         lines = []

@@ -7,6 +7,7 @@ from typing import Any
 
 import pandas as pd
 
+from lens_attr.display import Glance, Shown
 from lens_attr.errors import InputError, LensAttrError
 from lens_attr.graph import ModelGraph, Role, resolve
 from lens_attr.graph.preflight import Finding, preflight, probe_backward
@@ -30,7 +31,7 @@ class Coverage:
 
 
 @dataclass(frozen=True)
-class Audit:
+class Audit(Shown):
     """Whether a rule set can explain a model faithfully.
 
     Attributes:
@@ -57,6 +58,16 @@ class Audit:
         columns = ["rule", "role", "hook_point", "layer", "fired"]
         frame = pd.DataFrame([vars(row) for row in self.coverage], columns=columns)
         return frame.assign(layer=frame["layer"].astype("Int64"))
+
+    def glance(self) -> Glance:
+        """The verdict, and what happens at each kind of hook point."""
+        headline, *_ = str(self).splitlines()
+        if not self.coverage:
+            return Glance(headline, notes=self.reasons)
+        kinds = self.to_pandas().groupby(["role", "rule"], sort=False)
+        table = kinds.agg(hook_points=("hook_point", "size"), fired=("fired", "sum")).reset_index()
+        table["rule"] = table["rule"].replace("", "none: true gradient")
+        return Glance(headline, notes=self.reasons, table=table)
 
     def __str__(self) -> str:
         acted = sum(bool(row.rule) for row in self.coverage)
