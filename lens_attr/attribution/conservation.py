@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 SEQUENTIAL_PARTS = ("attention", "attention output bias", "mlp", "mlp output bias")
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, repr=False)
 class Conservation(Shown):
     """Target = relevance of the input + what was lost on the way.
 
@@ -62,6 +62,9 @@ class Conservation(Shown):
                 rows.append((layer, name, float(lost[example, layer])))
         frame = pd.DataFrame(rows, columns=["layer", "part", "lost"])
         return frame.assign(layer=frame["layer"].astype("Int64"), unit=self.unit)
+
+    def __repr__(self) -> str:
+        return f"Conservation({self})"
 
     def glance(self) -> Glance:
         """The sums of every example, and for the first one what each block lost in each part."""

@@ -30,7 +30,7 @@ class Coverage:
     fired: int
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, repr=False)
 class Audit(Shown):
     """Whether a rule set can explain a model faithfully.
 
@@ -58,6 +58,9 @@ class Audit(Shown):
         columns = ["rule", "role", "hook_point", "layer", "fired"]
         frame = pd.DataFrame([vars(row) for row in self.coverage], columns=columns)
         return frame.assign(layer=frame["layer"].astype("Int64"))
+
+    def __repr__(self) -> str:
+        return f"Audit({self})"
 
     def glance(self) -> Glance:
         """The verdict, and what happens at each kind of hook point."""
