@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any
 from lens_attr._version import __version__
 
 if TYPE_CHECKING:
-    from lens_attr import circuits, plots, rules
+    from lens_attr import circuits, evaluation, plots, rules, runs
     from lens_attr.attribution import Comparison, MethodTable, Relevance, attribute, compare
     from lens_attr.errors import (
         InputError,
@@ -30,6 +30,7 @@ if TYPE_CHECKING:
     )
     from lens_attr.graph import load
     from lens_attr.rules.audit import Audit, check
+    from lens_attr.runs import Job, run
     from lens_attr.targets import Logit, LogitDiff, LogProb, Metric, TopLogit, sample_inputs
     from lens_attr.types import Sample
 
@@ -50,6 +51,8 @@ _HOME = {
     "load": "graph",
     "Audit": "rules.audit",
     "check": "rules.audit",
+    "Job": "runs",
+    "run": "runs",
     "LogProb": "targets",
     "Logit": "targets",
     "LogitDiff": "targets",
@@ -58,12 +61,13 @@ _HOME = {
     "sample_inputs": "targets",
     "Sample": "types",
 }
-_MODULES = ("circuits", "plots", "rules")
+_MODULES = ("circuits", "evaluation", "plots", "rules", "runs")
 
 __all__ = [
     "Audit",
     "Comparison",
     "InputError",
+    "Job",
     "LensAttrError",
     "LogProb",
     "Logit",
@@ -84,10 +88,13 @@ __all__ = [
     "check",
     "circuits",
     "compare",
+    "evaluation",
     "load",
     "methods",
     "plots",
     "rules",
+    "run",
+    "runs",
     "sample_inputs",
 ]
 

@@ -16,12 +16,16 @@ class Sample:
     Attributes:
         text: the prompt, without trailing space.
         answer: the correct continuation, with its leading space.
-        foil: the wrong one it competes with, with its leading space.
+        foil: the wrong one it competes with, with its leading space; empty where it competes
+            with the whole vocabulary.
         truth: character spans ``(start, end)`` in ``text`` of the words that decide the answer.
         task: ``"sva"``, ``"ra"`` or ``"qa"``.
         suffix: what follows the explained word (read by masked models only).
         source: where the sample comes from, e.g. ``"lens_attr generator, seed 3"``.
         tags: free labels, e.g. ``{"attractor": "pp", "number": "plural"}``.
+        context: the part of ``text`` that is read to answer a question, as a character span;
+            None where the text has no such part.
+        licence: of the text, empty where the source does not state it.
     """
 
     text: str
@@ -32,3 +36,5 @@ class Sample:
     suffix: str = ""
     source: str = ""
     tags: dict[str, str] = field(default_factory=dict)
+    context: tuple[int, int] | None = None
+    licence: str = ""

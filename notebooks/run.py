@@ -25,7 +25,7 @@ from pathlib import Path
 from typing import Any
 
 NOTEBOOKS = Path(__file__).parent
-WIDTH = 900
+WIDTH = 780
 Cell = dict[str, Any]
 
 

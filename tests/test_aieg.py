@@ -286,25 +286,25 @@ def test_nothing_is_left_on_the_model(name: str) -> None:
 
 
 def test_a_model_that_hides_its_attention_is_refused() -> None:
-    """A hook of the user's stands in for an implementation that never shows its weights."""
+    """A hook of the user's stands in for an implementation that shows something else."""
     model = small.fresh(small.GPT2[-1])
     point = resolve(model).points("pattern")[1]
     with ExitStack() as stack:
-        point.on_forward(torch.zeros_like, stack)
-        with pytest.raises(la.UnsupportedModelError, match="does not show its attention weights"):
+        point.on_forward(torch.ones_like, stack)
+        with pytest.raises(la.UnsupportedModelError, match="carries no attention weights"):
             la.attribute(model, "w5 w9", la.Logit(6), "aieg", steps=2)
 
 
 BAD = {
     "no steps": ({"steps": 0}, "steps must be a whole number of at least 1"),
     "output": ({"output": "logits"}, "output must be one of 'logit', 'probability'"),
-    "row": ({"row": "last"}, "row must be one of 'predicting', 'token'"),
+    "row": ({"row": "last"}, "row must be 'predicting' or 'token'"),
     "not in the text": ({"row": "token"}, "'w6' 0 times, so there is no occurrence -1"),
     "occurrence": ({"row": "token", "occurrence": 2, "target": la.Logit(9)}, "'w9' 1 times"),
     "two tokens": ({"output": "probability", "target": la.LogitDiff(6, 7)}, "needs one token"),
     "no token": (
         {"row": "token", "target": la.Metric(lambda logits: logits[:, -1, 6])},
-        "needs a target with a token",
+        "needs a target that names a token",
     ),
 }
 

@@ -158,7 +158,10 @@ def test_the_reference_holds_every_public_name() -> None:
     """Every name of ``lens_attr``, and of the packages that users import, is documented."""
     reference = [name for page in PAGES for name in documented(page)]
     leaves = {name.rpartition(".")[2] for name in reference}
-    for package in (la, *(getattr(la, name) for name in ("circuits", "plots", "rules"))):
+    for package in (
+        la,
+        *(getattr(la, name) for name in ("circuits", "evaluation", "plots", "rules", "runs")),
+    ):
         missing = {name for name in package.__all__ if is_code(package, name)} - leaves
         assert not missing, f"docs/reference lacks {sorted(missing)} of {package.__name__}"
     for name in reference:

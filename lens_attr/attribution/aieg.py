@@ -7,11 +7,13 @@ from dataclasses import dataclass, replace
 from typing import Literal, get_args
 
 import torch
-from jaxtyping import Bool, Float, Int
+from jaxtyping import Bool, Float
 from torch import Tensor
 
+from lens_attr.attribution.attention import MeanAttention, Row, query_of, refuse_bad_row
 from lens_attr.attribution.embeddings import masked_sum
 from lens_attr.attribution.explainer import Explained
+from lens_attr.attribution.layers import visiting_blocks
 from lens_attr.attribution.paths import (
     Function,
     between,
@@ -27,17 +29,13 @@ from lens_attr.attribution.perturbation import (
     value_at,
 )
 from lens_attr.attribution.scoring import refuse_non_finite
-from lens_attr.errors import InputError, UnsupportedModelError
+from lens_attr.errors import InputError
 from lens_attr.graph import ModelGraph
-from lens_attr.graph.tokens import TokenBatch, token_string
+from lens_attr.graph.tokens import TokenBatch
 from lens_attr.targets import Resolved
 
 Output = Literal["logit", "probability", "embedding_l1"]
 """F: the target as given, the probability of its token, or the l1 norm of the output embedding."""
-
-Row = Literal["predicting", "token"]
-"""Whose attention counts: the position that predicts, or the token of interest in the text."""
-
 
 # --------------------------------------------------------------------- the maths, on any function
 
@@ -152,31 +150,24 @@ class AIEG(PerturbationExplainer):
     def __post_init__(self) -> None:
         super().__post_init__()
         refuse_no_count("steps", self.steps)
-        for name, options in (("output", Output), ("row", Row)):
-            if getattr(self, name) not in get_args(options):
-                known = ", ".join(map(repr, get_args(options)))
-                raise InputError(f"{name} must be one of {known}, got {getattr(self, name)!r}.")
+        refuse_bad_row(self.row, self.occurrence)
+        if self.output not in get_args(Output):
+            known = ", ".join(map(repr, get_args(Output)))
+            raise InputError(f"output must be one of {known}, got {self.output!r}.")
 
     @property
     def keep_width(self) -> bool:
         """The parts have positions."""
         return True
 
-    def refuse(self, graph: ModelGraph, batch: TokenBatch) -> None:
-        """The attention pattern must be there to be read."""
-        super().refuse(graph, batch)
-        if len(graph.points("pattern")) != graph.n_layers:
-            raise _no_pattern(graph)
-
     def explain(self, graph: ModelGraph, batch: TokenBatch, target: Resolved) -> Explained:
         """See `Explainer.explain`."""
-        attention = MeanAttention()
-        with ExitStack() as stack:
-            attention.attach(graph, stack)
+        query = query_of(graph, batch, target, self.row, self.occurrence)
+        attention = MeanAttention(batch, query)
+        with visiting_blocks(graph, ["pattern"], attention.visit):
             inputs = read_inputs(graph, batch, target, self.embeddings, self.baseline)
         explained = self._aim(inputs.target)
-        net = attention.rows(graph, self._row(graph, batch, explained))
-        net = torch.where(batch.attention_mask, net, 0.0).to(inputs.end)
+        net = attention.rows.to(inputs.end)
         path = emphasis_path(
             self._function(graph, batch, explained),
             inputs.start,
@@ -238,70 +229,6 @@ class AIEG(PerturbationExplainer):
         if self.output == "embedding_l1":
             return output_norm_function(graph, batch, target, self.embeddings)
         return model_function(graph, batch, target, self.embeddings)
-
-    def _row(self, graph: ModelGraph, batch: TokenBatch, target: Resolved) -> Int[Tensor, " batch"]:
-        if self.row == "predicting":
-            return target.position
-        if target.token_ids is None:
-            raise InputError('row="token" needs a target with a token: la.Logit, la.LogitDiff, ...')
-        found = [
-            self._occurrence(graph, batch, example, int(token))
-            for example, token in enumerate(target.token_ids[:, 0])
-        ]
-        return torch.tensor(found, device=target.position.device)
-
-    def _occurrence(self, graph: ModelGraph, batch: TokenBatch, example: int, token: int) -> int:
-        here = (batch.token_ids[example] == token) & batch.attention_mask[example]
-        places = here.nonzero().flatten().tolist()
-        if not -len(places) <= self.occurrence < len(places):
-            raise InputError(
-                f'row="token": the token of interest must be in the text, but one holds '
-                f"{token_string(graph, token)!r} {len(places)} times, so there is no occurrence "
-                f'{self.occurrence}. Use row="predicting", which needs none.'
-            )
-        return places[self.occurrence]
-
-
-class MeanAttention:
-    """Attention weights of one forward, averaged over layers and heads as they pass."""
-
-    def __init__(self) -> None:
-        self._sum: Tensor | None = None
-        self._layers = 0
-
-    def attach(self, graph: ModelGraph, stack: ExitStack) -> None:
-        """Read every pattern until ``stack`` closes."""
-        for point in graph.points("pattern"):
-            point.on_forward(self._add, stack)
-
-    def _add(self, pattern: Tensor) -> None:
-        mean = pattern.detach().to(torch.promote_types(pattern.dtype, torch.float32)).mean(dim=1)
-        self._sum = mean if self._sum is None else self._sum + mean
-        self._layers += 1
-
-    def rows(
-        self, graph: ModelGraph, position: Int[Tensor, " batch"]
-    ) -> Float[Tensor, "batch key"]:
-        """The row of one query per example.
-
-        Raises:
-            UnsupportedModelError: a layer showed no pattern, or none whose rows sum to 1.
-        """
-        if self._sum is None or self._layers != graph.n_layers:
-            raise _no_pattern(graph)
-        every = torch.arange(len(position), device=position.device)
-        rows = self._sum[every, position] / self._layers
-        if not torch.allclose(rows.sum(dim=1), torch.ones_like(rows[:, 0]), atol=2e-2):
-            raise _no_pattern(graph)
-        return rows
-
-
-def _no_pattern(graph: ModelGraph) -> UnsupportedModelError:
-    return UnsupportedModelError(
-        f"{graph.architecture} on {graph.backend} does not show its attention weights at every "
-        'attn.hook_pattern, which NetAttention needs: load it with attn_implementation="eager", '
-        "or use 'integrated_gradients'."
-    )
 
 
 def _probability(

@@ -55,10 +55,7 @@ class AttentionOnly(AttentionExplainer):
     occurrence: int = -1
 
     def __post_init__(self) -> None:
-        if self.row not in get_args(Row):
-            raise InputError(f"row must be 'predicting' or 'token', got {self.row!r}.")
-        if isinstance(self.occurrence, bool) or not isinstance(self.occurrence, int):
-            raise InputError(f"occurrence must be a whole number, got {self.occurrence!r}.")
+        refuse_bad_row(self.row, self.occurrence)
 
     def explain(self, graph: ModelGraph, batch: TokenBatch, target: Resolved) -> Explained:
         """See `Explainer.explain`.
@@ -66,36 +63,72 @@ class AttentionOnly(AttentionExplainer):
         Raises:
             InputError: ``row="token"``, and the text does not hold the target's token so often.
         """
-        rows = target.position if self.row == "predicting" else self._found(graph, batch, target)
-        every: list[Float[Tensor, "batch pos"]] = []
-
-        def visit(layer: int, activations: Activations) -> None:
-            here = zip(activations["pattern"], rows, batch.attention_mask, strict=True)
-            means = [torch.where(mask, _head_mean(p[:, row], layer), 0.0) for p, row, mask in here]
-            every.append(torch.stack(means))
-
-        with torch.no_grad(), visiting_blocks(graph, ["pattern"], visit):
+        query = query_of(graph, batch, target, self.row, self.occurrence)
+        attention = MeanAttention(batch, query)
+        with torch.no_grad(), visiting_blocks(graph, ["pattern"], attention.visit):
             value, logits = target_value(graph, batch, target)
-        tokens = torch.stack(every).mean(dim=0)
-        return Explained(tokens, value, labels_of(target, logits), unit="attention")
+        return Explained(attention.rows, value, labels_of(target, logits), unit="attention")
 
-    def _found(
-        self, graph: ModelGraph, batch: TokenBatch, target: Resolved
-    ) -> Int[Tensor, " batch"]:
-        if target.token_ids is None:
-            raise InputError('row="token" needs a target that names a token: la.Logit(token), ...')
-        rows = []
-        for example, token in enumerate(target.token_ids[:, 0]):
-            here = (batch.token_ids[example] == token) & batch.attention_mask[example]
-            places = here.nonzero().flatten().tolist()
-            if not -len(places) <= self.occurrence < len(places):
-                raise InputError(
-                    f"example {example} holds the token {token_string(graph, int(token))!r} "
-                    f"{len(places)} times, so there is no occurrence {self.occurrence}: "
-                    'row="token" reads a token of the text; use row="predicting", or append it.'
-                )
-            rows.append(places[self.occurrence])
-        return torch.tensor(rows, device=target.position.device)
+
+class MeanAttention:
+    """Mean attention weight over blocks and heads, of one query per example.
+
+    Its ``visit`` goes to `visiting_blocks`.
+    """
+
+    def __init__(self, batch: TokenBatch, query: Int[Tensor, " batch"]) -> None:
+        self._batch = batch
+        self._query = query
+        self._blocks: list[Float[Tensor, "batch pos"]] = []
+
+    def visit(self, layer: int, activations: Activations) -> None:
+        """Read one block."""
+        here = zip(activations["pattern"], self._query, self._batch.attention_mask, strict=True)
+        means = [torch.where(mask, _head_mean(p[:, row], layer), 0.0) for p, row, mask in here]
+        self._blocks.append(torch.stack(means))
+
+    @property
+    def rows(self) -> Float[Tensor, "batch pos"]:
+        """After the forward."""
+        return torch.stack(self._blocks).mean(dim=0)
+
+
+def query_of(
+    graph: ModelGraph, batch: TokenBatch, target: Resolved, row: Row, occurrence: int
+) -> Int[Tensor, " batch"]:
+    """The query whose attention is read, see `Row`.
+
+    Raises:
+        InputError: ``row="token"``, and the text does not hold the target's token so often.
+    """
+    if row == "predicting":
+        return target.position
+    if target.token_ids is None:
+        raise InputError('row="token" needs a target that names a token: la.Logit(token), ...')
+    rows = []
+    for example, token in enumerate(target.token_ids[:, 0]):
+        here = (batch.token_ids[example] == token) & batch.attention_mask[example]
+        places = here.nonzero().flatten().tolist()
+        if not -len(places) <= occurrence < len(places):
+            raise InputError(
+                f"example {example} holds the token {token_string(graph, int(token))!r} "
+                f"{len(places)} times, so there is no occurrence {occurrence}: "
+                'row="token" reads a token of the text; use row="predicting", or append it.'
+            )
+        rows.append(places[occurrence])
+    return torch.tensor(rows, device=target.position.device)
+
+
+def refuse_bad_row(row: object, occurrence: object) -> None:
+    """Raise unless both are what `query_of` takes.
+
+    Raises:
+        InputError: naming the option.
+    """
+    if row not in get_args(Row):
+        raise InputError(f"row must be 'predicting' or 'token', got {row!r}.")
+    if isinstance(occurrence, bool) or not isinstance(occurrence, int):
+        raise InputError(f"occurrence must be a whole number, got {occurrence!r}.")
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -76,7 +76,8 @@ def attribute(
     Raises:
         InputError: an argument that cannot be used.
         UnsupportedModelError: this model cannot be explained faithfully by this method.
-        RuleConflictError: a backward hook of yours changes a gradient where a rule acts.
+        RuleConflictError: a backward hook of yours changes a gradient where a rule acts, or
+            another thread is explaining this model.
         RuleNotAppliedError: a rule did not act, so the result would be wrong.
         NonFiniteError: NaN or infinite logits or relevance.
     """
@@ -94,7 +95,7 @@ def attribute(
     keep_width = explainer.keep_width or resolved.full is not None
     rows = _row_groups(len(batch), batch_size, progress)
     parts = [_explain_rows(graph, batch, resolved, explainer, index, keep_width) for index in rows]
-    metadata = _metadata(graph, explainer, parts[0])
+    metadata = _metadata(graph, explainer, parts[0]) | _target_ids(resolved)
     notices = _notices(graph, batch, resolved, explainer, parts)
     for notice in notices:
         warnings.warn(notice, Notice, stacklevel=2)
@@ -251,12 +252,19 @@ def _assemble(
     )
 
 
+def _target_ids(target: Resolved) -> dict[str, Any]:
+    """The target's token ids (answer, foil), one row per example, to explain it again."""
+    return {"target_ids": None if target.token_ids is None else target.token_ids.tolist()}
+
+
 def _metadata(graph: ModelGraph, explainer: Explainer, part: Explained) -> dict[str, Any]:
     libraries = ("torch", "transformer-lens", "transformers")
     return {
         "model": graph.describe(),
         **explainer.describe(),
         **part.metadata,
+        "device": str(graph.device),
+        "threads": torch.get_num_threads(),
         "prepend_bos": bool(getattr(graph.cfg, "default_prepend_bos", False)),
         "versions": {"lens_attr": __version__}
         | {name: importlib.metadata.version(name) for name in libraries},

@@ -5,7 +5,9 @@ from __future__ import annotations
 import hashlib
 import json
 import os
-import tempfile
+import secrets
+from collections.abc import Sequence
+from contextlib import suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -45,29 +47,62 @@ def save(relevance: Relevance, directory: Path) -> Path:
     Raises:
         InputError: ``directory`` is a file.
     """
+    return write(directory, "relevance", *save_parts(relevance))
+
+
+def write(directory: Path, name: str, tensors: dict[str, Tensor], plain: dict[str, Any]) -> Path:
+    """Write ``<name>.safetensors`` and ``<name>.json`` of any result.
+
+    Raises:
+        InputError: ``directory`` is a file.
+    """
     if directory.exists() and not directory.is_dir():
         raise InputError(f"{directory} is a file: give a directory to save into.")
     directory.mkdir(parents=True, exist_ok=True)
-    tensors, plain = save_parts(relevance)
     data = to_bytes(tensors)
-    plain |= {"format": FORMAT, "sha256": hashlib.sha256(data).hexdigest()}
-    _write(directory / "relevance.safetensors", data)
-    _write(directory / "relevance.json", json.dumps(plain, ensure_ascii=False, indent=1).encode())
+    plain = plain | {"format": FORMAT, "sha256": hashlib.sha256(data).hexdigest()}
+    write_whole(directory / f"{name}.safetensors", data)
+    text = json.dumps(plain, ensure_ascii=False, indent=1)
+    write_whole(directory / f"{name}.json", text.encode())
     return directory
 
 
-def _write(path: Path, data: bytes) -> None:
-    """Replace ``path`` in one step, so that a crash leaves the old file or the new one."""
-    handle, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
+def write_whole(path: Path, data: bytes) -> None:
+    """Replace ``path`` in one step, so that a crash leaves the old file or the new one.
+
+    Raises:
+        OSError: the disk is full, ...; then the old file is as it was.
+    """
+    temporary = path.with_name(f".{path.name}.{secrets.token_hex(8)}.tmp")
     try:
-        with os.fdopen(handle, "wb") as file:
+        with temporary.open("xb") as file:
             file.write(data)
             file.flush()
             os.fsync(file.fileno())
         os.replace(temporary, path)
     except BaseException:
-        Path(temporary).unlink(missing_ok=True)
+        temporary.unlink(missing_ok=True)
         raise
+    _sync_directory(path.parent)
+
+
+def _sync_directory(path: Path) -> None:
+    """Make the new name itself survive a power cut, where the system can."""
+    with suppress(OSError):
+        handle = os.open(path, os.O_RDONLY)
+        try:
+            os.fsync(handle)
+        finally:
+            os.close(handle)
+
+
+def sha256_of(path: Path) -> str:
+    """Checksum of a file, which is never whole in memory."""
+    found = hashlib.sha256()
+    with path.open("rb") as file:
+        while block := file.read(2**20):
+            found.update(block)
+    return found.hexdigest()
 
 
 def load_fields(directory: Path) -> dict[str, Any]:
@@ -76,17 +111,7 @@ def load_fields(directory: Path) -> dict[str, Any]:
     Raises:
         SavedResultError: missing, truncated, altered, or of an unknown format.
     """
-    plain = _read_json(directory / "relevance.json")
-    try:
-        data = (directory / "relevance.safetensors").read_bytes()
-    except OSError as error:
-        raise SavedResultError(f"{directory} holds no relevance.safetensors: {error}") from error
-    if hashlib.sha256(data).hexdigest() != plain["sha256"]:
-        raise SavedResultError(
-            f"{directory}/relevance.safetensors is truncated or altered: its checksum differs "
-            "from the one in relevance.json. Save the result again."
-        )
-    tensors = load(data)
+    tensors, plain = read(directory, "relevance", (*PLAIN, "metadata", "order"))
     fields: dict[str, Any] = {name: plain[name] for name in (*PLAIN, "metadata")}
     fields |= {name: tensors.get(name) for name in (*TENSORS, *OPTIONAL)}
     for mapping in MAPPINGS:
@@ -95,16 +120,36 @@ def load_fields(directory: Path) -> dict[str, Any]:
     return fields
 
 
-def _read_json(path: Path) -> dict[str, Any]:
+def read(
+    directory: Path, name: str, wanted: Sequence[str]
+) -> tuple[dict[str, Tensor], dict[str, Any]]:
+    """The tensors and the plain rest that `write` wrote; the latter has the ``wanted`` keys.
+
+    Raises:
+        SavedResultError: missing, truncated, altered, or of an unknown format.
+    """
+    plain = _read_json(directory / f"{name}.json", wanted)
+    try:
+        data = (directory / f"{name}.safetensors").read_bytes()
+    except OSError as error:
+        raise SavedResultError(f"{directory} holds no {name}.safetensors: {error}") from error
+    if hashlib.sha256(data).hexdigest() != plain["sha256"]:
+        raise SavedResultError(
+            f"{directory}/{name}.safetensors is truncated or altered: its checksum differs "
+            f"from the one in {name}.json. Save the result again."
+        )
+    return load(data), plain
+
+
+def _read_json(path: Path, wanted: Sequence[str]) -> dict[str, Any]:
     try:
         plain = json.loads(path.read_text(encoding="utf-8"))
     except OSError as error:
-        raise SavedResultError(f"no saved relevance at {path.parent}: {error}") from error
+        raise SavedResultError(f"no saved {path.stem} at {path.parent}: {error}") from error
     except ValueError as error:
         raise SavedResultError(f"{path} is truncated or no json: {error}") from error
-    wanted = {*PLAIN, "metadata", "order", "sha256", "format"}
-    if not isinstance(plain, dict) or wanted - set(plain):
-        raise SavedResultError(f"{path} is not a saved Relevance.")
+    if not isinstance(plain, dict) or {*wanted, "sha256", "format"} - set(plain):
+        raise SavedResultError(f"{path} is not a saved {path.stem.capitalize()}.")
     if plain["format"] != FORMAT:
         raise SavedResultError(
             f"{path} has format {plain['format']}, this version reads {FORMAT}: update lens_attr."

@@ -1,31 +1,27 @@
-"""Head pruning: remove heads one at a time and watch the accuracy (LRPx 5.3)."""
+"""Pruning: remove heads, MLPs or neurons one at a time and watch the accuracy (LRPx 5.3)."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator, Sequence
-from contextlib import ExitStack, contextmanager
-from functools import partial
+from collections.abc import Sequence
 from typing import Any, Literal, get_args
 
 import numpy as np
 import torch
-from jaxtyping import Float
-from rich.console import Console
-from rich.progress import track
+from jaxtyping import Bool
 from torch import Tensor
 
+from lens_attr.circuits.ablation import Ablator
 from lens_attr.circuits.data import Data, contrastive_inputs_of
 from lens_attr.circuits.heads import random_ranking
+from lens_attr.circuits.progress import bar
+from lens_attr.circuits.replacement import Ablation
 from lens_attr.circuits.results import Head, PruningComparison, PruningCurve, Ranking
-from lens_attr.errors import InputError, did_you_mean
+from lens_attr.circuits.units import check_choice, per_layer
+from lens_attr.errors import InputError
 from lens_attr.graph import ModelGraph, resolve
-from lens_attr.graph.tokens import TokenBatch, tokenize
-from lens_attr.targets import Resolved
+from lens_attr.graph.tokens import tokenize
 
 Order = Literal["least", "most"]
-Ablation = Literal["zero", "mean"]
-
-BATCH = 256
 
 
 def prune(
@@ -35,51 +31,39 @@ def prune(
     *,
     order: Order = "least",
     ablation: Ablation = "zero",
-    batch_size: int = BATCH,
+    steps: int | None = None,
+    batch_size: int | None = None,
+    seed: int = 0,
     progress: bool = False,
 ) -> PruningCurve:
-    """Remove heads one at a time and measure accuracy and logit difference after each.
+    """Remove units one at a time and measure accuracy and logit difference after each.
 
-    A removed head's z is replaced at all positions. Accuracy is the share of samples whose answer
-    has a higher logit than its foil. Use samples that the ranking has not seen.
+    A removed unit is replaced at all positions. Accuracy is the share of samples whose answer has
+    a higher logit than its foil. Use samples that the ranking has not seen.
+
+    The result is that of one full forward per step and sample, to rounding. Layers below the
+    removed unit are computed once for all steps that share them, samples of one length go together
+    without padding, and only the scored position is unembedded.
 
     Args:
         model: a TransformerLens model.
         data: samples, or a (texts, ``la.LogitDiff``) pair.
-        ranking: from `rank_heads`, `head_scores` or `random_ranking`.
+        ranking: from `rank_heads`, `head_scores`, `unit_scores` or `random_ranking`.
         order: ``"least"`` or ``"most"`` relevant first.
-        ablation: z becomes ``"zero"``, or its ``"mean"`` over all samples and real positions.
-        batch_size: samples per forward.
-        progress: show a bar over the steps.
+        ablation: a removed unit gives ``"zero"``, its ``"mean"`` over all samples and real
+            positions, or what it gives for another sample (``"resample"``, see
+            `lens_attr.circuits.replacement.donors`).
+        steps: measure after this many equal parts of all removals (neurons are many); default:
+            after every one.
+        batch_size: rows per forward; default: as many as fit in memory.
+        seed: of resample ablation.
+        progress: show a bar.
 
     Raises:
         InputError: unknown ``order`` or ``ablation``, no foil, or a ranking of another shape.
     """
-    _check_choice("order", order, get_args(Order))
-    _check_choice("ablation", ablation, get_args(Ablation))
-    graph = resolve(model)
-    shape = (graph.n_layers, graph.n_heads)
-    if ranking.scores.shape != shape:
-        raise InputError(
-            f"the ranking has shape {ranking.scores.shape}, the model has {shape} heads."
-        )
-    batches = list(_batches(graph, model, data, batch_size))
-    fill = _mean_z(graph, batches) if ablation == "mean" else None
-    heads = ranking.order if order == "least" else ranking.order[::-1]
-    steps: Iterable[int] = range(len(heads) + 1)
-    if progress:
-        steps = track(steps, f"pruning by {ranking.method}", console=Console(stderr=True))
-    differences = [_logit_diffs(graph, batches, heads[:step], fill) for step in steps]
-    return PruningCurve(
-        accuracy=np.array([float((d > 0).mean()) for d in differences]),
-        logit_diff=np.array([float(d.mean()) for d in differences]),
-        pruned=heads,
-        method=ranking.method,
-        order=order,
-        ablation=ablation,
-        n=len(differences[0]),
-        metadata={"model": graph.describe(), "pool": ranking.pool, "ranked_on": ranking.n},
-    )
+    options = {"order": order, "ablation": ablation, "steps": steps, "batch_size": batch_size}
+    return _curves(model, data, [ranking], seed=seed, progress=progress, **options)[0]
 
 
 def compare_pruning(
@@ -93,91 +77,96 @@ def compare_pruning(
 ) -> PruningComparison:
     """Prune by several rankings and by ``seeds`` random orders, on the same samples.
 
+    What the curves share, such as the whole model, is computed once.
+
     Args:
         model: a TransformerLens model.
         data: as in `prune`, which also takes ``options``.
-        rankings: one curve each.
+        rankings: one curve each, all of the same unit.
         seeds: number of random orders, seeds 0, 1, ...
-        progress: show a bar per curve.
+        progress: show a bar.
+
+    Raises:
+        InputError: no rankings, rankings of different units, or what `prune` refuses.
     """
     if not rankings:
         raise InputError("there are no rankings to compare.")
-    layers, heads = rankings[0].scores.shape
-    chance = [random_ranking(layers, heads, seed) for seed in range(seeds)]
-    run: Callable[[Ranking], PruningCurve] = lambda ranking: prune(  # noqa: E731
-        model, data, ranking, progress=progress, **options
-    )
-    return PruningComparison([run(r) for r in rankings], [run(r) for r in chance])
+    units = sorted({ranking.unit for ranking in rankings})
+    if len(units) > 1:
+        raise InputError(f"the rankings are of different units ({', '.join(units)}).")
+    layers, width = rankings[0].scores.shape
+    chance = [random_ranking(layers, width, seed, rankings[0].unit) for seed in range(seeds)]
+    curves = _curves(model, data, [*rankings, *chance], progress=progress, **options)
+    return PruningComparison(curves[: len(rankings)], curves[len(rankings) :])
 
 
-def _check_choice(name: str, value: str, known: Sequence[str]) -> None:
-    if value not in known:
-        raise InputError(f"unknown {name} {value!r}; {did_you_mean(value, known)}")
-
-
-Batch = tuple[TokenBatch, Resolved]
-
-
-def _batches(graph: ModelGraph, model: Any, data: Data, size: int) -> Iterator[Batch]:
+def _curves(
+    model: Any,
+    data: Data,
+    rankings: Sequence[Ranking],
+    *,
+    order: Order = "least",
+    ablation: Ablation = "zero",
+    steps: int | None = None,
+    batch_size: int | None = None,
+    seed: int = 0,
+    progress: bool = False,
+) -> list[PruningCurve]:
+    """One curve per ranking, everything evaluated together."""
+    check_choice("order", order, get_args(Order))
+    check_choice("ablation", ablation, get_args(Ablation))
+    graph = resolve(model)
+    for ranking in rankings:
+        _check_shape(graph, ranking)
+    for name, value in (("batch_size", batch_size), ("steps", steps)):
+        if value is not None and value < 1:
+            raise InputError(f"{name} must be at least 1, got {value}.")
+    orders = [ranking.order if order == "least" else ranking.order[::-1] for ranking in rankings]
+    counts = _counts(len(orders[0]), steps)
+    removed = torch.cat([_sets(units, counts, rankings[0].scores.shape) for units in orders])
     texts, target = contrastive_inputs_of(model, data)
-    whole = tokenize(graph, texts)
-    resolved = target.resolve(graph, whole)
-    if size < 1:
-        raise InputError(f"batch_size must be at least 1, got {size}.")
-    for start in range(0, len(whole), size):
-        index = list(range(start, min(start + size, len(whole))))
-        yield whole.rows(index), resolved.rows(index)
+    batch = tokenize(graph, texts)
+    resolved = target.resolve(graph, batch)
+    ablator = Ablator(graph, batch, resolved, rankings[0].unit, ablation, batch_size, seed)
+    with bar("pruning", len(removed) * len(batch), progress) as advance:
+        scores = ablator.scores(removed, advance).split(len(counts))
+    return [
+        PruningCurve(
+            accuracy=(found > 0).double().mean(dim=1).numpy(),
+            logit_diff=found.mean(dim=1).numpy(),
+            pruned=units,
+            method=ranking.method,
+            order=order,
+            ablation=ablation,
+            n=len(batch),
+            metadata={"model": graph.describe(), "pool": ranking.pool, "ranked_on": ranking.n},
+            unit=ranking.unit,
+            counts=counts,
+        )
+        for ranking, units, found in zip(rankings, orders, scores, strict=True)
+    ]
 
 
-@contextmanager
-def heads_removed(
-    graph: ModelGraph, heads: Sequence[Head], fill: Float[Tensor, "layer head d_head"] | None
-) -> Iterator[None]:
-    """Replace z of some heads at all positions, by zero or by ``fill``."""
-    points = graph.points("z")
-    by_layer: dict[int, list[int]] = {}
-    for layer, head in heads:
-        by_layer.setdefault(layer, []).append(head)
-    with ExitStack() as stack:
-        for layer, removed in by_layer.items():
-            value = None if fill is None else fill[layer, removed]
-            points[layer].on_forward(partial(_replace, removed, value), stack)
-        yield
+def _check_shape(graph: ModelGraph, ranking: Ranking) -> None:
+    shape = (graph.n_layers, per_layer(graph, ranking.unit))
+    if ranking.scores.shape != shape:
+        raise InputError(
+            f"the ranking has shape {ranking.scores.shape}, the model has {shape} {ranking.unit}s."
+        )
 
 
-def _replace(
-    heads: list[int], value: Tensor | None, z: Float[Tensor, "batch pos head d_head"]
-) -> Float[Tensor, "batch pos head d_head"]:
-    z = z.clone()
-    z[:, :, heads] = 0.0 if value is None else value.to(z)
-    return z
+def _counts(n: int, steps: int | None) -> list[int]:
+    """Numbers of removed units at which the curve is measured, from 0 to all ``n``."""
+    if steps is None or steps >= n:
+        return list(range(n + 1))
+    return np.linspace(0, n, steps + 1).round().astype(int).tolist()
 
 
-@torch.no_grad()
-def _logit_diffs(
-    graph: ModelGraph, batches: Sequence[Batch], heads: Sequence[Head], fill: Tensor | None
-) -> np.ndarray:
-    found = []
-    with heads_removed(graph, heads, fill):
-        for batch, target in batches:
-            logits = graph.logits_at(batch.token_ids, batch.padding_mask, target.position)
-            found.append(target.score(logits, target).double().cpu())
-    return torch.cat(found).numpy()
-
-
-@torch.no_grad()
-def _mean_z(graph: ModelGraph, batches: Sequence[Batch]) -> Float[Tensor, "layer head d_head"]:
-    """Mean of z over all samples and real positions."""
-    points = graph.points("z")
-    sums: list[Any] = [0.0] * len(points)
-
-    def add(layer: int, mask: Tensor, z: Tensor) -> None:
-        sums[layer] = sums[layer] + z[mask].double().sum(dim=0)
-
-    for batch, target in batches:
-        with ExitStack() as stack:
-            for layer, point in enumerate(points):
-                point.on_forward(partial(add, layer, batch.attention_mask), stack)
-            graph.logits_at(batch.token_ids, batch.padding_mask, target.position)
-    n = sum(int(batch.attention_mask.sum()) for batch, _ in batches)
-    return torch.stack(sums) / n
+def _sets(
+    units: Sequence[Head], counts: Sequence[int], shape: tuple[int, int]
+) -> Bool[Tensor, "set layer unit"]:
+    """What is removed at each count: the first so many of ``units``."""
+    when = torch.empty(shape, dtype=torch.long)
+    layers, columns = torch.tensor(units).T
+    when[layers, columns] = torch.arange(len(units))
+    return when[None] < torch.tensor(counts)[:, None, None]

@@ -12,29 +12,32 @@ from jaxtyping import Float
 from numpy.typing import NDArray
 
 from lens_attr import display
+from lens_attr.circuits.units import Unit
 
 if TYPE_CHECKING:
     import plotly.graph_objects as go
 
 Head = tuple[int, int]
-"""(layer, head)"""
+"""(layer, head); of MLPs (layer, 0), of neurons (layer, neuron)"""
 
 
 @dataclass(frozen=True)
 class Ranking:
-    """Heads ordered by a score, least relevant first.
+    """Heads (or MLPs, or neurons) ordered by a score, least relevant first.
 
     Attributes:
-        scores: score of each head.
+        scores: score of each head; of MLPs one column, of neurons one per neuron.
         method: what gave the score, e.g. ``"attnlrp"`` or ``"random seed 3"``.
         pool: the pooling behind the score (`Pool`), empty for random rankings.
         n: number of samples the score is a mean over.
+        unit: ``"head"``, ``"mlp"`` or ``"neuron"``.
     """
 
-    scores: Float[NDArray[np.float64], "layer head"]
+    scores: Float[NDArray[np.float64], "layer unit"]
     method: str
     pool: str = ""
     n: int = 0
+    unit: Unit = "head"
 
     @property
     def order(self) -> list[Head]:
@@ -44,24 +47,30 @@ class Ranking:
         return [(int(layer), int(head)) for layer, head in zip(layers, heads, strict=True)]
 
     def to_pandas(self) -> pd.DataFrame:
-        """One row per head, least relevant first: layer, head, score, rank (0 = least)."""
-        rows = [(layer, head, self.scores[layer, head]) for layer, head in self.order]
-        frame = pd.DataFrame(rows, columns=["layer", "head", "score"])
+        """One row per unit, least relevant first: layer, head, score, rank (0 = least).
+
+        The second column is called after the unit; MLPs, one per layer, have none.
+        """
+        rows = [(layer, unit, self.scores[layer, unit]) for layer, unit in self.order]
+        frame = pd.DataFrame(rows, columns=["layer", self.unit, "score"])
+        frame = frame.drop(columns="mlp", errors="ignore")
         return frame.assign(rank=range(len(frame)), method=self.method, pool=self.pool)
 
 
 @dataclass(frozen=True)
 class PruningCurve:
-    """Accuracy while heads are removed one at a time; step 0 is the whole model.
+    """Accuracy while heads (or other units) are removed; step 0 is the whole model.
 
     Attributes:
         accuracy: share of samples whose answer is above the foil, after each step.
         logit_diff: mean logit(answer) - logit(foil), after each step.
-        pruned: the head removed at each step (one shorter than the curve).
+        pruned: the heads in the order in which they are removed.
         method: the ranking's method.
         order: ``"least"`` or ``"most"`` relevant first.
-        ablation: ``"zero"`` or ``"mean"``: what replaces z at all positions.
+        ablation: ``"zero"``, ``"mean"`` or ``"resample"``: what replaces them at all positions.
         n: number of samples.
+        unit: ``"head"``, ``"mlp"`` or ``"neuron"``.
+        counts: how many are removed at each step; None for one at a time.
     """
 
     accuracy: Float[NDArray[np.float64], " step"]
@@ -69,14 +78,25 @@ class PruningCurve:
     pruned: Sequence[Head]
     method: str
     order: Literal["least", "most"] = "least"
-    ablation: Literal["zero", "mean"] = "zero"
+    ablation: Literal["zero", "mean", "resample"] = "zero"
     n: int = 0
     metadata: Mapping[str, Any] = field(default_factory=dict)
+    unit: Unit = "head"
+    counts: Sequence[int] | None = None
 
     @property
     def fraction(self) -> Float[NDArray[np.float64], " step"]:
         """Share of heads removed after each step, from 0 to 1."""
-        return np.linspace(0.0, 1.0, len(self.accuracy))
+        return np.array(self._counts) / self._counts[-1]
+
+    @property
+    def _counts(self) -> Sequence[int]:
+        return range(len(self.accuracy)) if self.counts is None else self.counts
+
+    @property
+    def last_pruned(self) -> list[Head | None]:
+        """The head removed last before each step is measured, None for the whole model."""
+        return [self.pruned[count - 1] if count else None for count in self._counts]
 
     @property
     def area(self) -> float:
@@ -84,22 +104,26 @@ class PruningCurve:
         return float(np.trapezoid(self.accuracy, self.fraction))
 
     def to_pandas(self) -> pd.DataFrame:
-        """One row per step: step, fraction, layer, head (the head just removed), accuracy, ..."""
-        layers = [None, *(layer for layer, _ in self.pruned)]
-        heads = [None, *(head for _, head in self.pruned)]
-        return pd.DataFrame(
+        """One row per step: step, fraction, layer, head (the head just removed), accuracy, ...
+
+        Step counts the removed units; the head's column is called after the unit.
+        """
+        layers = [last and last[0] for last in self.last_pruned]
+        units = [last and last[1] for last in self.last_pruned]
+        frame = pd.DataFrame(
             {
                 "method": self.method,
                 "order": self.order,
                 "ablation": self.ablation,
-                "step": range(len(self.accuracy)),
+                "step": self._counts,
                 "fraction": self.fraction,
                 "layer": pd.array(layers, dtype="Int64"),
-                "head": pd.array(heads, dtype="Int64"),
+                self.unit: pd.array(units, dtype="Int64"),
                 "accuracy": self.accuracy,
                 "logit_diff": self.logit_diff,
             }
         )
+        return frame.drop(columns="mlp", errors="ignore")
 
     def plot(self, **options: Any) -> go.Figure:
         """The curve alone; see `PruningComparison.plot` for methods against random."""

@@ -8,7 +8,20 @@ import typer
 from typer.core import TyperGroup
 
 from lens_attr._version import __version__
-from lens_attr.cli import attribute, check, console, demo, heads, methods, prune
+from lens_attr.cli import (
+    attribute,
+    bench,
+    check,
+    circuit,
+    console,
+    demo,
+    edges,
+    heads,
+    methods,
+    patch,
+    prune,
+    run,
+)
 from lens_attr.errors import LensAttrError
 
 INTERRUPTED = 130
@@ -65,8 +78,13 @@ for command in (
     attribute.attribute,
     heads.heads,
     prune.prune,
+    patch.patch,
+    edges.edges,
+    bench.bench,
     check.check,
+    run.run,
     methods.methods,
     demo.demo,
 ):
     app.command()(command)
+app.add_typer(circuit.circuit, name="circuit")

@@ -68,7 +68,12 @@ def notices(quiet: bool = False) -> Iterator[None]:
     if not quiet:
         ours = (str(w.message) for w in caught if issubclass(w.category, Notice))
         for text in dict.fromkeys(ours):
-            stderr().print(Text.assemble(("note: ", "yellow"), _one_line(text)), soft_wrap=True)
+            note(text)
+
+
+def note(text: str) -> None:
+    """One line on stderr that the reader of a result should know."""
+    stderr().print(Text.assemble(("note: ", "yellow"), _one_line(text)), soft_wrap=True)
 
 
 def _one_line(text: str) -> str:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import io
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal
 
@@ -17,7 +17,8 @@ Backend = Literal["auto", "hooked", "bridge"]
 Embeddings = Literal["full", "token"]
 Pool = Literal["sum", "relu_token", "relu_dim"]
 Order = Literal["least", "most"]
-Ablation = Literal["zero", "mean"]
+Ablation = Literal["zero", "mean", "resample"]
+Unit = Literal["head", "mlp", "neuron"]
 
 DEMO_MODEL = "demo-gpt2"
 
@@ -107,13 +108,20 @@ SaveOption = Annotated[
 
 def load_model(name: str, backend: Backend, dtype: str, device: str | None) -> Any:
     """The model behind the shared options; what its libraries print meanwhile is dropped."""
-    from transformers.utils import logging
-
     import lens_attr as la
+
+    with silent_libraries():
+        return la.load(name, backend=backend, dtype=dtype, device=device)
+
+
+@contextlib.contextmanager
+def silent_libraries() -> Iterator[None]:
+    """Drop what model libraries print while they load."""
+    from transformers.utils import logging
 
     logging.disable_progress_bar()
     with contextlib.redirect_stdout(io.StringIO()):
-        return la.load(name, backend=backend, dtype=dtype, device=device)
+        yield
 
 
 def check_methods(names: Sequence[str]) -> None:

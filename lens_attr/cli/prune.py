@@ -16,6 +16,7 @@ if TYPE_CHECKING:
     from lens_attr.types import Sample
 
 RANKING_SEED, PRUNING_SEED = 0, 1
+NAMES = {"head": "attention heads", "mlp": "MLPs", "neuron": "neurons"}
 
 TaskOption = Annotated[
     Literal["sva", "ra", "qa", "all"] | None,
@@ -46,8 +47,22 @@ OrderOption = Annotated[
     options.Order, typer.Option("--order", help="Which heads go first: least or most relevant.")
 ]
 AblationOption = Annotated[
-    options.Ablation, typer.Option("--ablation", help="What a removed head gives instead.")
+    options.Ablation,
+    typer.Option("--ablation", help="What a removed head gives instead; resample: another text's."),
 ]
+UnitOption = Annotated[
+    options.Unit, typer.Option("--unit", help="Remove heads, whole MLPs, or single neurons.")
+]
+StepsOption = Annotated[
+    int | None,
+    typer.Option(
+        "--steps",
+        min=1,
+        help="Points of the curve; default: one per removal, for neurons 50.",
+        show_default=False,
+    ),
+]
+NEURON_STEPS = 50
 OutOption = Annotated[
     Path, typer.Option("--out", file_okay=False, help="Folder for curve.csv and pruning.html.")
 ]
@@ -64,6 +79,8 @@ def prune(
     seeds: SeedsOption = 10,
     order: OrderOption = "least",
     ablation: AblationOption = "zero",
+    unit: UnitOption = "head",
+    steps: StepsOption = None,
     out: OutOption = Path("out/prune"),
     backend: options.BackendOption = "auto",
     dtype: options.DtypeOption = "float32",
@@ -90,7 +107,7 @@ def prune(
     with console.working(f"loading {model}", quiet):
         loaded = options.load_model(model, backend, dtype, device)
     with console.notices(quiet):
-        rankings = [_rank(loaded, ranking_set, name, pool, progress) for name in names]
+        rankings = [_rank(loaded, ranking_set, name, pool, unit, progress) for name in names]
         comparison = la.circuits.compare_pruning(
             loaded,
             pruning_set,
@@ -98,6 +115,7 @@ def prune(
             seeds=seeds,
             order=order,
             ablation=ablation,
+            steps=steps or (NEURON_STEPS if unit == "neuron" else None),
             progress=progress,
         )
     _write(comparison, out, model, task or str(data), len(ranking_set))
@@ -110,11 +128,16 @@ def prune(
 
 
 def _rank(
-    model: Any, samples: list[Sample], method: str, pool: options.Pool, progress: bool
+    model: Any,
+    samples: list[Sample],
+    method: str,
+    pool: options.Pool,
+    unit: options.Unit,
+    progress: bool,
 ) -> Ranking:
     import lens_attr as la
 
-    return la.circuits.head_scores(model, samples, method=method, pool=pool, progress=progress)
+    return la.circuits.unit_scores(model, samples, unit, method, pool, progress=progress)
 
 
 def _samples(
@@ -181,13 +204,13 @@ def _write(comparison: PruningComparison, out: Path, model: str, samples: str, n
     comparison.to_pandas().to_csv(out / "curve.csv", index=False)
     curve = comparison.curves[0]
     prose = (
-        f"{model}: attention heads are removed one at a time, the {curve.order} relevant first "
+        f"{model}: {NAMES[curve.unit]} are removed, the {curve.order} relevant first "
         f"({curve.ablation} ablation). Ranked on {n_rank} samples of {samples}, measured on "
         f"{curve.n} others."
     )
     figures = [comparison.plot(), comparison.plot(y="logit_diff"), comparison.summary()]
     write_page(
-        Page("Removing attention heads", prose, [Section("Curves", "", figures)]),
+        Page(f"Removing {NAMES[curve.unit]}", prose, [Section("Curves", "", figures)]),
         out / "pruning.html",
     )
 

@@ -20,7 +20,7 @@ from transformers import (
 
 from lens_attr.demo import DEMO_MODELS
 from lens_attr.errors import InputError, LensAttrError, UnsupportedModelError, did_you_mean
-from lens_attr.graph.model import backend_class
+from lens_attr.graph.model import ModelGraph, backend_class
 
 BackendChoice = Literal["auto", "hooked", "bridge"]
 
@@ -102,7 +102,11 @@ def _cannot_load(name: str | Path, path: Path | None, backend: str, error: Excep
 
 def _load_bridge(name: str | Path, dtype: torch.dtype, device: str) -> Any:
     bridge: Any = backend_class("TransformerBridge")
-    return bridge.boot_transformers(str(name), dtype=dtype, device=device)
+    model = bridge.boot_transformers(str(name), dtype=dtype, device=device)
+    if ModelGraph(model, "TransformerBridge").is_masked_model and model.tokenizer is not None:
+        # Booting asks the tokenizer for a BOS, and a BERT's loses [CLS] and [SEP] by that.
+        model.tokenizer = AutoTokenizer.from_pretrained(model.tokenizer.name_or_path)
+    return model
 
 
 def _hooked_class(name: Literal["HookedTransformer", "HookedEncoder"]) -> Any:
@@ -119,7 +123,19 @@ def _load_hooked_from_hub(name: str, dtype: torch.dtype, device: str) -> Any:
     if "bert" in name.lower():
         return _hooked_class("HookedEncoder").from_pretrained(name, dtype=dtype, device=device)
     cls = _hooked_class("HookedTransformer")
+    _refuse_remote_code(name)
     return cls.from_pretrained_no_processing(name, dtype=dtype, device=device)
+
+
+def _refuse_remote_code(name: str) -> None:
+    """For some names TransformerLens 3.9 sets ``trust_remote_code`` without being asked."""
+    loading = importlib.import_module("transformer_lens.loading_from_pretrained")
+    trusted = (*loading.NEED_REMOTE_CODE_MODELS, "microsoft/phi-1")  # the latter's tokenizer only
+    if loading.get_official_model_name(name).startswith(trusted):
+        raise UnsupportedModelError(
+            f"transformer-lens 3.9 would run Python code from the hub to load {name}: use "
+            "backend='bridge', which does not, or download it and give the directory."
+        )
 
 
 def _load_hooked_directory(path: Path, dtype: torch.dtype, device: str) -> Any:

@@ -280,10 +280,11 @@ class ModelGraph:
 
     def forward(
         self, token_ids: Int[Tensor, "batch pos"], attention_mask: Bool[Tensor, "batch pos"] | None
-    ) -> Float[Tensor, "batch n_logits d_vocab"]:
+    ) -> Float[Tensor, "row n_logits d_vocab"]:
         """Logits, of every position unless `logits_at` narrows them.
 
-        Pass ``attention_mask`` (True = real token) only where there is padding.
+        Pass ``attention_mask`` (True = real token) only where there is padding. There are as many
+        rows as examples, unless a hook puts more into the residual stream (`graph.partial`).
         """
         if attention_mask is None:
             return self.model(token_ids)

@@ -9,14 +9,15 @@ from __future__ import annotations
 import re
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Collection, Iterable
-from contextlib import ExitStack
+from contextlib import ExitStack, suppress
 from dataclasses import dataclass
-from typing import Any, Literal
+from threading import get_ident
+from typing import Any, Literal, get_args
 
 from torch import Tensor, nn
 from transformer_lens.hook_points import HookPoint
 
-from lens_attr.errors import UnsupportedModelError
+from lens_attr.errors import RuleConflictError, UnsupportedModelError
 from lens_attr.graph.naming import PER_BLOCK
 
 TensorHook = Callable[[Tensor], "Tensor | None"]
@@ -42,13 +43,26 @@ class Point(ABC):
         """Whether activations are [batch, head, query, key]."""
         return self.name.endswith((PER_BLOCK["scores"], PER_BLOCK["pattern"]))
 
+    @property
+    def converted(self) -> bool:
+        """Whether forward hooks see a copy in another shape, which the model itself never reads."""
+        return False
+
     @abstractmethod
     def on_forward(self, hook: TensorHook, stack: ExitStack) -> None:
-        """Call ``hook`` with the activation of every forward until ``stack`` closes."""
+        """Call ``hook`` with the activation of every forward of this thread until ``stack`` closes.
+
+        Raises:
+            RuleConflictError: another thread has a hook of ours here, see `_Adapter`.
+        """
 
     @abstractmethod
     def on_backward(self, hook: TensorHook, stack: ExitStack) -> None:
-        """Call ``hook`` with the gradient arriving here, for forwards run from now on."""
+        """Call ``hook`` with the gradient arriving here, for forwards run from now on.
+
+        Raises:
+            RuleConflictError: as in `on_forward`.
+        """
 
     @abstractmethod
     def guard(self, on_change: Callable[[], None], stack: ExitStack) -> None:
@@ -109,10 +123,32 @@ class _Adapter(ABC):
     """One attached hook. Its removal is registered first and finds whatever was attached.
 
     So Ctrl-C at any instant leaves nothing behind, not even halfway through an ``add_hook``.
+
+    A hook belongs to the thread that attached it. It ignores what other threads compute with the
+    model, and two threads cannot have hooks at one point: each attaches first and looks then, so
+    at least one of them sees the other and stands back.
     """
 
     def __init__(self, tensor_hook: TensorHook) -> None:
         self.tensor_hook = tensor_hook
+        self.thread = get_ident()
+
+    def ignores(self, tensor: Tensor, direction: Direction) -> bool:
+        """Whether another thread computes this.
+
+        Gradients of a GPU always come from a thread of torch's own, which says nothing.
+        """
+        known = direction == "fwd" or tensor.device.type == "cpu"
+        return known and get_ident() != self.thread
+
+    def refuse_other_threads(self, name: str, attached: Iterable[Any]) -> None:
+        """Raise if one of the ``attached`` hooks is another thread's."""
+        if any(isinstance(one, _Adapter) and one.thread != self.thread for one in attached):
+            raise RuleConflictError(
+                f"another thread is explaining this model right now (it has a hook at {name}), and "
+                "the two would mix: hold a threading.Lock around your calls, or load the model "
+                "once per thread."
+            )
 
     @abstractmethod
     def remove(self) -> None:
@@ -133,7 +169,7 @@ class _LensAdapter(_Adapter):
                 f"{self.point.name} hands its {self.direction} hooks a {type(tensor).__name__}, "
                 "not a tensor: this model cannot be explained through it."
             )
-        return self.tensor_hook(tensor)
+        return None if self.ignores(tensor, self.direction) else self.tensor_hook(tensor)
 
     def __repr__(self) -> str:
         """TransformerLens names the torch hook after this, which is how `remove` finds it."""
@@ -144,7 +180,9 @@ class _LensAdapter(_Adapter):
         hook_point = self.point.hook_point
         forward = self.direction == "fwd"
         handles = hook_point.fwd_hooks if forward else hook_point.bwd_hooks
-        handles[:] = [handle for handle in handles if handle.user_hook is not self]
+        while mine := [handle for handle in handles if handle.user_hook is self]:
+            with suppress(ValueError):  # another thread changed the list meanwhile
+                handles.remove(mine[0])
         table = hook_point._forward_hooks if forward else hook_point._backward_hooks
         for key, torch_hook in list(table.items()):
             if getattr(torch_hook, "__name__", None) == repr(self):
@@ -156,6 +194,11 @@ class HookedPoint(Point):
     """A TransformerLens HookPoint."""
 
     hook_point: HookPoint
+
+    @property
+    def converted(self) -> bool:
+        """See `Point`."""
+        return getattr(self.hook_point, "hook_conversion", None) is not None
 
     def on_forward(self, hook: TensorHook, stack: ExitStack) -> None:
         """See `Point`."""
@@ -189,6 +232,8 @@ class HookedPoint(Point):
         adapter = _LensAdapter(self, hook, direction)
         stack.callback(adapter.remove)
         self.hook_point.add_hook(adapter, dir=direction)
+        handles = [*self.hook_point.fwd_hooks, *self.hook_point.bwd_hooks]
+        adapter.refuse_other_threads(self.name, (handle.user_hook for handle in handles))
 
 
 @dataclass(frozen=True)
@@ -238,6 +283,8 @@ class ModulePoint(Point):
         kind = MODULE_HOOKS[self.side, direction]
         register = f"register_full_{kind}" if direction == "bwd" else f"register_{kind}"
         getattr(self.module, register)(adapter)
+        tables = [self._table(one) for one in get_args(Direction)]
+        adapter.refuse_other_threads(self.name, [h for table in tables for h in table.values()])
 
 
 class _ModuleAdapter(_Adapter):
@@ -250,7 +297,10 @@ class _ModuleAdapter(_Adapter):
 
     def __call__(self, module: nn.Module, inputs: Any, output: Any = None) -> Any:
         reads_output = (self.point.side, self.direction) == ("output", "fwd")
-        result = self.tensor_hook(output if reads_output else inputs[0])
+        tensor = output if reads_output else inputs[0]
+        if self.ignores(tensor, self.direction):
+            return None
+        result = self.tensor_hook(tensor)
         return (result,) if self.direction == "bwd" and result is not None else result
 
     def remove(self) -> None:

@@ -81,7 +81,7 @@ def tokenize(graph: ModelGraph, text: Any, attention_mask: Tensor | None = None)
     if not texts:
         raise InputError("the list of texts is empty.")
     rows = [_encode_prompt(graph, one) for one in texts]
-    return _pad(graph, rows, texts)
+    return pad_rows(graph, rows, texts)
 
 
 def _from_ids(graph: ModelGraph, ids: Tensor, mask: Tensor | None) -> TokenBatch:
@@ -111,15 +111,57 @@ def _from_ids(graph: ModelGraph, ids: Tensor, mask: Tensor | None) -> TokenBatch
     return TokenBatch(ids, mask)
 
 
-def _encode_prompt(graph: ModelGraph, text: str) -> list[int]:
+def encode_prompt(graph: ModelGraph, text: str) -> list[int]:
+    """The ids of one string as the model reads it, BOS or [CLS] included; of any length.
+
+    Raises:
+        InputError: no tokenizer, or an empty text.
+    """
     if graph.tokenizer is None:
         raise InputError("the model has no tokenizer: pass token ids [batch, pos] instead.")
     if not text.strip():
         raise InputError("the text is empty.")
+    _refuse_half_letters("text", text)
     if graph.is_masked_model:
-        ids = _between_cls_and_sep(graph, text)
-    else:
-        ids = graph.model.to_tokens(text, truncate=False)[0].tolist()
+        return _between_cls_and_sep(graph, text)
+    return graph.model.to_tokens(text, truncate=False)[0].tolist()
+
+
+def character_spans(
+    graph: ModelGraph, text: str, token_ids: Sequence[int]
+) -> list[tuple[int, int] | None]:
+    """Where in ``text`` each token of its encoding stands, without the whitespace around it.
+
+    None for tokens that stand for no character of the text (BOS, [CLS], [SEP]).
+
+    Raises:
+        InputError: the tokenizer gives no offsets, or ``token_ids`` is no encoding of ``text``.
+    """
+    if not getattr(graph.tokenizer, "is_fast", False):
+        raise InputError("character spans need offsets, which this tokenizer does not give.")
+    plain = graph.tokenizer(text, add_special_tokens=False, return_offsets_mapping=True)
+    ids, offsets = plain["input_ids"], plain["offset_mapping"]
+    before = _first_match(token_ids, ids)
+    if before is None:
+        raise InputError("the model reads other tokens than its tokenizer makes of the text.")
+    spans: list[tuple[int, int] | None] = [None] * len(token_ids)
+    spans[before : before + len(ids)] = [_trimmed(text, *span) for span in offsets]
+    return spans
+
+
+def _first_match(token_ids: Sequence[int], ids: Sequence[int]) -> int | None:
+    starts = range(len(token_ids) - len(ids) + 1)
+    return next((i for i in starts if list(token_ids[i : i + len(ids)]) == list(ids)), None)
+
+
+def _trimmed(text: str, start: int, end: int) -> tuple[int, int]:
+    piece = text[start:end]
+    inner = start + len(piece) - len(piece.lstrip())
+    return inner, max(inner, start + len(piece.rstrip()))
+
+
+def _encode_prompt(graph: ModelGraph, text: str) -> list[int]:
+    ids = encode_prompt(graph, text)
     _refuse_too_long(graph, len(ids))
     return ids
 
@@ -132,6 +174,16 @@ def _between_cls_and_sep(graph: ModelGraph, text: str) -> list[int]:
     return before + _encode_plain(graph, text) + after
 
 
+def _refuse_half_letters(what: str, text: str) -> None:
+    """Half of a surrogate pair is no letter: tokenizers fail on it, each in its own way."""
+    half = next((letter for letter in text if "\ud800" <= letter <= "\udfff"), None)
+    if half is not None:
+        raise InputError(
+            f"the {what} holds {half!r}, half of a surrogate pair, which no tokenizer can read: "
+            "decode the data as UTF-8 again, or drop it."
+        )
+
+
 def _refuse_too_long(graph: ModelGraph, length: int) -> None:
     if length > graph.n_ctx:
         raise InputError(
@@ -139,7 +191,10 @@ def _refuse_too_long(graph: ModelGraph, length: int) -> None:
         )
 
 
-def _pad(graph: ModelGraph, rows: list[list[int]], texts: list[str]) -> TokenBatch:
+def pad_rows(
+    graph: ModelGraph, rows: Sequence[Sequence[int]], texts: list[str] | None = None
+) -> TokenBatch:
+    """Rows of ids as one batch: padded on the left, for masked models on the right."""
     longest = max(map(len, rows))
     ids = torch.full((len(rows), longest), pad_token_id(graph), dtype=torch.long)
     mask = torch.zeros_like(ids, dtype=torch.bool)
@@ -202,6 +257,7 @@ def continuation(graph: ModelGraph, string: str, prompt: str | None = None) -> l
         raise InputError(f"the model has no tokenizer: give the token id instead of {string!r}.")
     if not string:
         raise InputError("the target string is empty.")
+    _refuse_half_letters("target", string)
     if graph.is_masked_model:
         string, prompt = f" {string.strip()}", None
     for anchor in ANCHORS if prompt is None else (prompt,):

@@ -5,8 +5,9 @@ Raw or processed, whatever the model holds: what is read here is what its forwar
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from jaxtyping import Float
@@ -14,6 +15,7 @@ from torch import Tensor, nn
 
 from lens_attr.errors import UnsupportedModelError
 from lens_attr.graph.model import ModelGraph
+from lens_attr.graph.points import HookedPoint, Point
 
 
 @dataclass(frozen=True)
@@ -167,3 +169,166 @@ def _bridge_norm(graph: ModelGraph, module: Any) -> Norm:
 
 def _detached(weight: Tensor | None) -> Tensor | None:
     return None if weight is None else weight.detach()
+
+
+# ------------------------------------------------------------- what reads the residual stream
+
+
+@dataclass(frozen=True)
+class Projection:
+    """norm(x) W, plus a bias, at a hook point.
+
+    Attributes:
+        point: where the result stands: [batch, pos, unit, d_out], without the unit axis for MLPs.
+        weight: one matrix per unit.
+    """
+
+    point: Point
+    weight: Float[Tensor, "unit d_model d_out"]
+
+
+@dataclass(frozen=True)
+class Reader:
+    """The queries, keys or values of one block, one unit per head, or its MLP, a single unit.
+
+    Attributes:
+        kind: what it is.
+        layer: index of the block.
+        norm: the norm between the residual stream and the projections, None where none is.
+        scale: the ``hook_scale`` of that norm.
+        after_attention: whether it reads the stream after the block's attention.
+        projections: one; two for gated MLPs, gate and up.
+    """
+
+    kind: Literal["q", "k", "v", "mlp"]
+    layer: int
+    norm: Norm | None
+    scale: Point | None
+    after_attention: bool
+    projections: tuple[Projection, ...]
+
+    @property
+    def n_units(self) -> int:
+        """Query heads, key-value heads, or 1."""
+        return self.projections[0].weight.shape[0]
+
+    def pull(
+        self,
+        gradients: Sequence[Float[Tensor, "row unit d_out"]],
+        stream: Float[Tensor, "row d_model"],
+        factor: float = 1.0,
+    ) -> Float[Tensor, "row unit d_model"]:
+        """The gradient in the stream as each unit reads it, from those at the projections.
+
+        Args:
+            gradients: one per projection.
+            stream: what is read, before the norm.
+            factor: of the gradient through the norm's standard deviation; 0 freezes it.
+        """
+        pulled = [
+            torch.einsum("nuk,udk->nud", gradient, p.weight.to(gradient.dtype))
+            for gradient, p in zip(gradients, self.projections, strict=True)
+        ]
+        total = pulled[0] if len(pulled) == 1 else pulled[0] + pulled[1]
+        if self.norm is None:
+            return total
+        return norm_vjp(self.norm, stream[:, None], total, factor)
+
+    def push(
+        self,
+        stream: Float[Tensor, "row d_model"],
+        change: Float[Tensor, "row unit d_model"],
+    ) -> list[Float[Tensor, "row unit d_out"]]:
+        """What each projection gains when each unit reads ``stream + change`` instead."""
+        if self.norm is not None:
+            before = self.norm(stream)[:, None]
+            change = self.norm(stream[:, None] + change) - before
+        return [
+            torch.einsum("nud,udk->nuk", change, p.weight.to(change.dtype))
+            for p in self.projections
+        ]
+
+
+def norm_vjp(
+    norm: Norm,
+    x: Float[Tensor, "*#batch d_model"],
+    grad: Float[Tensor, "*batch d_model"],
+    factor: float = 1.0,
+) -> Float[Tensor, "*batch d_model"]:
+    """The gradient before a norm from the one after it.
+
+    With c the (centred) input, s the scale, n = c / s and h = gain * grad, the true one is
+    (centred h - n mean(n h)) / s; its second part comes from s and is multiplied by ``factor``.
+    """
+    sigma = norm.sigma(x)
+    through = norm.transposed(grad) / sigma
+    if factor == 0:
+        return through
+    unit = (x - x.mean(dim=-1, keepdim=True) if norm.centred else x) / sigma
+    gained = grad if norm.gain is None else grad * norm.gain.to(grad.dtype)
+    return through - factor * unit * (gained * unit).mean(dim=-1, keepdim=True) / sigma
+
+
+def is_parallel(graph: ModelGraph) -> bool:
+    """Whether attention and MLP of a block read the same stream (GPT-J, GPT-NeoX)."""
+    return bool(getattr(graph.cfg, "parallel_attn_mlp", False))
+
+
+def has_mlps(graph: ModelGraph) -> bool:
+    """False for attention-only models."""
+    return not getattr(graph.cfg, "attn_only", False)
+
+
+def readers(graph: ModelGraph, layer: int) -> list[Reader]:
+    """Everything in a block that reads the residual stream: queries, keys, values, MLP.
+
+    Raises:
+        UnsupportedModelError: a block whose norm does not stand before its readers.
+    """
+    if graph.is_masked_model:
+        raise UnsupportedModelError(
+            f"{graph.architecture} normalises the residual stream itself (post-norm), so what a "
+            "block reads is no sum of earlier outputs."
+        )
+    block = graph.model.blocks[layer]
+    before_attention = _norm_before(graph, block, "ln1")
+    found = [
+        Reader(kind, layer, *before_attention, False, (_head_projection(graph, layer, kind),))
+        for kind in ("q", "k", "v")
+    ]
+    if has_mlps(graph):
+        shared = not hasattr(block, "ln2")  # GPT-J on the Bridge
+        before_mlp = before_attention if shared else _norm_before(graph, block, "ln2")
+        projections = _mlp_projections(graph, layer)
+        found.append(Reader("mlp", layer, *before_mlp, not is_parallel(graph), projections))
+    return found
+
+
+def _norm_before(graph: ModelGraph, block: Any, name: str) -> tuple[Norm | None, Point | None]:
+    module = getattr(block, name, None)
+    if module is None or isinstance(module, nn.Identity):
+        return None, None
+    scales = [p for p in graph.points("norm_scale") if isinstance(p, HookedPoint)]
+    scale = next(p for p in scales if p.hook_point is module.hook_scale)
+    return _norm(graph, module), scale
+
+
+def _head_projection(graph: ModelGraph, layer: int, kind: Literal["q", "k", "v"]) -> Projection:
+    """HookedTransformer repeats grouped keys and values in W_K and W_V, but not at their hooks."""
+    attn, name = graph.model.blocks[layer].attn, f"W_{kind.upper()}"
+    grouped = graph.backend != "TransformerBridge" and not getattr(
+        graph.cfg, "ungroup_grouped_query_attention", False
+    )
+    stored = getattr(attn, f"_{name}", None) if grouped else None
+    weight = getattr(attn, name) if stored is None else stored
+    return Projection(graph.points(kind)[layer], weight.detach())
+
+
+def _mlp_projections(graph: ModelGraph, layer: int) -> tuple[Projection, ...]:
+    site, mlp = graph.activations()[layer], graph.model.blocks[layer].mlp
+    if site.up is None:
+        return (Projection(site.pre, mlp.W_in.detach()[None]),)
+    return (
+        Projection(site.pre, mlp.W_gate.detach()[None]),
+        Projection(site.up, mlp.W_in.detach()[None]),
+    )

@@ -3,9 +3,14 @@
 ``result.plot()`` calls these by name; they can also be called directly.
 """
 
+from lens_attr.plots.agreement_scatter import agreement
 from lens_attr.plots.attention_map import attention
+from lens_attr.plots.benchmark_bars import benchmark
+from lens_attr.plots.circuit_graph import circuit
+from lens_attr.plots.faithfulness_curves import faithfulness
 from lens_attr.plots.head_map import heads
 from lens_attr.plots.palette import shade
+from lens_attr.plots.patch_map import patching
 from lens_attr.plots.path_figures import (
     gradient_distance,
     output_emphasis,
@@ -14,6 +19,8 @@ from lens_attr.plots.path_figures import (
     path_parts,
 )
 from lens_attr.plots.pruning_curves import pruning
+from lens_attr.plots.self_repair_scatter import self_repair
+from lens_attr.plots.sweep_curves import deletion_sweep
 from lens_attr.plots.template import DARK, LIGHT
 from lens_attr.plots.token_figures import comparison, relevance
 from lens_attr.plots.token_html import html_tokens
@@ -22,18 +29,25 @@ from lens_attr.plots.token_text import readable, shares
 __all__ = [
     "DARK",
     "LIGHT",
+    "agreement",
     "attention",
+    "benchmark",
+    "circuit",
     "comparison",
+    "deletion_sweep",
+    "faithfulness",
     "gradient_distance",
     "heads",
     "html_tokens",
     "output_emphasis",
+    "patching",
     "path_emphasis",
     "path_output",
     "path_parts",
     "pruning",
     "readable",
     "relevance",
+    "self_repair",
     "shade",
     "shares",
 ]

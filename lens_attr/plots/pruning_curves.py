@@ -1,4 +1,4 @@
-"""Pruning curves: what is left of the accuracy as heads are removed one by one."""
+"""Pruning curves: what is left of the accuracy as heads, MLPs or neurons are removed."""
 
 from __future__ import annotations
 
@@ -22,6 +22,7 @@ _SYMBOLS = ("circle", "diamond", "square", "triangle-up", "x", "cross", "star", 
 _DASHES = ("solid", "9px,4px", "4px,3px", "12px,3px,3px,3px")
 """Later curves lie on earlier ones and let them show through."""
 _MOST_MARKED = 40
+_UNITS = {"head": "heads", "mlp": "MLPs", "neuron": "neurons"}
 _AXIS = {
     "accuracy": "accuracy (answer above foil)",
     "logit_diff": "mean logit difference (logit)",
@@ -45,14 +46,16 @@ def pruning(result: PruningComparison, y: Measure = "accuracy") -> go.Figure:
     curves = [*result.curves, *result.random]
     if not curves:
         raise InputError("there is no pruning curve to draw.")
-    if len({(len(c.accuracy), c.order, c.ablation) for c in curves}) > 1:
-        raise InputError("the curves differ in number of heads, order or ablation.")
+    if len({(len(c.accuracy), c.order, c.ablation, c.unit) for c in curves}) > 1:
+        raise InputError("the curves differ in number of heads, order, ablation or unit.")
     fig = figure(_title(curves[0]), height=480, hovermode="x unified", showlegend=True)
     if result.random:
         _add_random(fig, result.random, y)
     for i, curve in enumerate(result.curves):
         _add_curve(fig, curve, y, i)
-    fig.update_xaxes(title_text="heads removed", tickformat=".0%", range=[-0.01, 1.01])
+    fig.update_xaxes(
+        title_text=f"{_UNITS[curves[0].unit]} removed", tickformat=".0%", range=[-0.01, 1.01]
+    )
     fig.update_yaxes(title_text=_AXIS[y])
     if y == "accuracy":
         fig.update_yaxes(tickformat=".0%", range=[-0.02, 1.04])
@@ -60,12 +63,16 @@ def pruning(result: PruningComparison, y: Measure = "accuracy") -> go.Figure:
 
 
 def _title(curve: PruningCurve) -> str:
-    title = f"Pruning, {curve.order} relevant heads first, {curve.ablation} ablation"
+    units = _UNITS[curve.unit]
+    title = f"Pruning, {curve.order} relevant {units} first, {curve.ablation} ablation"
     return f"{title}, {curve.n} samples" if curve.n else title
 
 
 def _add_curve(fig: go.Figure, curve: PruningCurve, y: Measure, i: int) -> None:
-    removed = ["whole model", *(f"removed {layer}.{head}" for layer, head in curve.pruned)]
+    removed = [
+        "whole model" if last is None else f"removed {last[0]}.{last[1]}"
+        for last in curve.last_pruned
+    ]
     few = len(curve.accuracy) <= _MOST_MARKED
     fig.add_scatter(
         x=curve.fraction,

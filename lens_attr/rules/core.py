@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import weakref
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Collection, Iterable, Iterator
 from dataclasses import dataclass, fields, replace
@@ -30,7 +31,7 @@ class Tape:
     def __init__(self) -> None:
         self._values: dict[str, Tensor] = {}
         self._grads: dict[str, Tensor] = {}
-        self._pending: dict[str, int] = {}
+        self._pending: dict[str, list[Callable[[], object]]] = {}
 
     def value(self, point: Point) -> Tensor:
         """The activation at ``point`` in the forward pass this backward belongs to.
@@ -39,9 +40,10 @@ class Tape:
             RuleNotAppliedError: it was not captured, or two forwards wait for their backward.
         """
         latest = self.latest(point)
-        if self._pending.get(point.name, 0) > 1:
+        waiting = sum(alive() is not None for alive in self._pending.get(point.name, ()))
+        if waiting > 1:
             raise RuleNotAppliedError(
-                f"{point.name} ran forward {self._pending[point.name]} times before this "
+                f"{point.name} ran forward {waiting} times before this "
                 "backward, so its value is ambiguous: run each backward before the next forward "
                 "(or run the other forwards under torch.no_grad())."
             )
@@ -71,15 +73,38 @@ class Tape:
         """Keep an activation, if a backward can follow."""
         if activation.requires_grad:
             self._values[point.name] = activation.detach()
-            self._pending[point.name] = self._pending.get(point.name, 0) + 1
+            self._pending.setdefault(point.name, []).append(_graph_of(point, activation))
 
     def record_grad(self, point: Point, grad: Tensor) -> None:
         """Keep the gradient leaving a point."""
         self._grads[point.name] = grad
 
+    def clear(self) -> None:
+        """Let go of every tensor: a session and its hooks refer to each other, and to this."""
+        self._values.clear()
+        self._grads.clear()
+
     def backward_done(self, point: Point) -> None:
         """The backward of the latest forward has reached ``point``."""
-        self._pending[point.name] = 0
+        self._pending[point.name] = []
+
+
+class _Alive:
+    """Lives as long as the autograd node that holds it."""
+
+
+def _graph_of(point: Point, activation: Tensor) -> Callable[[], object]:
+    """Something that gives None once no backward can come any more: its graph is gone.
+
+    A leaf has no node, and where hooks see a converted copy its node goes before the graph does;
+    both count as alive.
+    """
+    alive = _Alive()
+    node: Any = activation.grad_fn
+    if node is None or point.converted:
+        return lambda: alive
+    node.metadata[_Alive] = alive
+    return weakref.ref(alive)
 
 
 Transform = Callable[[Tensor, Tape], Tensor]
@@ -149,7 +174,10 @@ class Rule(ABC):
             UnsupportedModelError: a point that no gradient reaches on this backend.
             RuleNotAppliedError: no point is left, which would silently change nothing.
         """
-        unknown = sorted(set(self.layers or ()) - set(range(graph.n_layers)))
+        layers = () if self.layers is None else self.layers
+        if not isinstance(layers, Collection) or not all(type(one) is int for one in layers):
+            raise InputError(f"layers must be several block numbers, got {self.layers!r}: [0, 1].")
+        unknown = sorted(set(layers) - set(range(graph.n_layers)))
         if unknown:
             raise InputError(f"layers {unknown}: the model has layers 0 to {graph.n_layers - 1}.")
         everywhere = list(self.place(graph))

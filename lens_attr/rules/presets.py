@@ -52,6 +52,10 @@ class Switches:
     layers: Collection[int] | None = None
 
     def __post_init__(self) -> None:
+        for name in ("norm", "pattern", "temperature", "z"):
+            value = getattr(self, name)
+            if not isinstance(value, (int, float)) or isinstance(value, bool):
+                raise InputError(f"{name} must be a number, got {value!r}.")
         for name, modes in (("activation", ActivationMode), ("gate", GateMode)):
             if getattr(self, name) not in get_args(modes):
                 known = ", ".join(map(repr, get_args(modes)))

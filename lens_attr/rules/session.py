@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from contextlib import ExitStack
 from functools import partial
+from threading import get_ident
 from types import TracebackType
 from typing import Any
 
@@ -116,6 +117,7 @@ class Session:
         self.strict = strict
         self.lowered = lowered
         self.closed = False
+        self.thread = get_ident()
         self.hooks: list[PointHook] = []
         self._forward_ran = False
         self._was_suspended = False
@@ -127,7 +129,9 @@ class Session:
         if self._entered:
             raise InputError("this context is entered already: make another with rules.on(model).")
         self.closed, self._forward_ran, self._was_suspended = False, False, False
+        self.thread = get_ident()
         tape = Tape()
+        self._stack.callback(tape.clear)
         self.hooks, values = point_hooks(self.graph, self.rules, tape, self)
         try:
             self._install(tape, values)
@@ -226,7 +230,8 @@ class Session:
         """The innermost context counts: silence the sessions already installed here."""
         hooks = [hook for point in self.graph.every_point() for hook in point.own_hooks()]
         sessions = [found for h in hooks if (found := getattr(h, "session", None)) is not None]
-        for outer in {id(session): session for session in sessions}.values():
+        mine = [session for session in sessions if session.thread == self.thread]
+        for outer in {id(session): session for session in mine}.values():
             self._stack.callback(outer._silenced_by.discard, id(self))
             outer._silenced_by.add(id(self))
             outer._was_suspended = True

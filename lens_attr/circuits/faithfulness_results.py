@@ -1,0 +1,161 @@
+"""What running circuits gives: one evaluation, a curve over sizes, and several curves."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any, Literal
+
+import numpy as np
+import pandas as pd
+from jaxtyping import Float
+from numpy.typing import NDArray
+
+from lens_attr import display
+from lens_attr.circuits.edge_scores import Ordering
+from lens_attr.circuits.extraction import By
+
+if TYPE_CHECKING:
+    import plotly.graph_objects as go
+
+Axis = Literal["fraction", "percentage"]
+
+
+@dataclass(frozen=True)
+class CircuitEvaluation:
+    """A circuit against the whole model and against none of it.
+
+    Attributes:
+        circuit: the target when only the circuit's edges carry clean values, per sample.
+        clean: the target of the clean run.
+        corrupted: the target (same tokens) of the corrupted run.
+        n_edges: edges of the circuit.
+        n_edges_model: edges of the whole model.
+        unit: unit of the target.
+    """
+
+    circuit: Float[NDArray[np.float64], " sample"]
+    clean: Float[NDArray[np.float64], " sample"]
+    corrupted: Float[NDArray[np.float64], " sample"]
+    n_edges: int
+    n_edges_model: int
+    unit: str = "logit"
+
+    @property
+    def faithfulness(self) -> float:
+        """(m(circuit) - m(empty)) / (m(model) - m(empty)) with m the mean over samples.
+
+        1: as good as the model, 0: as bad as the corrupted run; NaN where those are equal.
+        """
+        whole = float(self.clean.mean() - self.corrupted.mean())
+        found = float(self.circuit.mean() - self.corrupted.mean())
+        return found / whole if whole else float("nan")
+
+    @property
+    def fraction(self) -> float:
+        """Share of the model's edges that the circuit has."""
+        return self.n_edges / self.n_edges_model
+
+    def to_pandas(self) -> pd.DataFrame:
+        """One row: faithfulness, circuit, model, corrupted (means), n_edges, fraction, n."""
+        row = {
+            "faithfulness": self.faithfulness,
+            "circuit": self.circuit.mean(),
+            "model": self.clean.mean(),
+            "corrupted": self.corrupted.mean(),
+            "n_edges": self.n_edges,
+            "fraction": self.fraction,
+            "n": len(self.circuit),
+        }
+        return pd.DataFrame([row])
+
+
+@dataclass(frozen=True)
+class FaithfulnessCurve:
+    """Faithfulness of circuits of growing size, all from one ranking of edges.
+
+    Attributes:
+        percentages: of the model's edges that were chosen, ascending.
+        evaluations: one per percentage.
+        method: what ranked the edges.
+        by: ``"top"`` or ``"greedy"``.
+        ordering: ``"absolute"`` or ``"signed"``.
+        axis: what CPR and CMD integrate over: ``"fraction"``, the share of edges that the circuit
+            really has, or ``"percentage"``, the fixed one.
+        metadata: facts about the call.
+    """
+
+    percentages: Sequence[float]
+    evaluations: Sequence[CircuitEvaluation]
+    method: str
+    by: By = "top"
+    ordering: Ordering = "absolute"
+    axis: Axis = "fraction"
+    metadata: Mapping[str, Any] = field(default_factory=dict)
+
+    @property
+    def faithfulness(self) -> Float[NDArray[np.float64], " size"]:
+        """f of every circuit, see `CircuitEvaluation.faithfulness`."""
+        return np.array([evaluation.faithfulness for evaluation in self.evaluations])
+
+    @property
+    def x(self) -> Float[NDArray[np.float64], " size"]:
+        """Where each circuit stands on the chosen axis, from 0 to 1."""
+        if self.axis == "percentage":
+            return np.array(self.percentages) / 100
+        return np.array([evaluation.fraction for evaluation in self.evaluations])
+
+    @property
+    def cpr(self) -> float:
+        """Circuit performance ratio: integral of f over the axis, trapezoid (MIB)."""
+        return float(np.trapezoid(self.faithfulness, self.x))
+
+    @property
+    def cmd(self) -> float:
+        """Circuit-model distance: integral of |1 - f| over the axis, trapezoid (MIB)."""
+        return float(np.trapezoid(np.abs(1 - self.faithfulness), self.x))
+
+    def to_pandas(self) -> pd.DataFrame:
+        """One row per size: method, percentage, n_edges, fraction, faithfulness, circuit, ..."""
+        rows = pd.concat([e.to_pandas() for e in self.evaluations], ignore_index=True)
+        rows.insert(0, "percentage", list(self.percentages))
+        rows.insert(0, "ordering", self.ordering)
+        rows.insert(0, "by", self.by)
+        rows.insert(0, "method", self.method)
+        return rows
+
+    def plot(self, **options: Any) -> go.Figure:
+        """The curve alone; see `FaithfulnessComparison.plot` for methods against random."""
+        return display.figure_of("faithfulness", FaithfulnessComparison([self]), **options)
+
+
+@dataclass(frozen=True)
+class FaithfulnessComparison:
+    """Several rankings of edges on the same samples, with random orders as the yardstick.
+
+    Attributes:
+        curves: one per ranking.
+        random: one per random seed, empty when none was asked for.
+    """
+
+    curves: Sequence[FaithfulnessCurve]
+    random: Sequence[FaithfulnessCurve] = ()
+
+    def summary(self) -> pd.DataFrame:
+        """One row per method, best CPR first: method, cpr, cmd, and means over random orders."""
+        rows: list[dict[str, Any]] = [
+            {"method": c.method, "by": c.by, "ordering": c.ordering, "cpr": c.cpr, "cmd": c.cmd}
+            for c in self.curves
+        ]
+        for row in rows if self.random else ():
+            row["random_cpr"] = float(np.mean([c.cpr for c in self.random]))
+            row["random_cmd"] = float(np.mean([c.cmd for c in self.random]))
+        return pd.DataFrame(rows).sort_values("cpr", ascending=False, ignore_index=True)
+
+    def to_pandas(self) -> pd.DataFrame:
+        """Every size of every curve, the random ones included."""
+        return pd.concat([c.to_pandas() for c in (*self.curves, *self.random)], ignore_index=True)
+
+    def plot(self, **options: Any) -> go.Figure:
+        """Faithfulness against circuit size, every method, random as a band."""
+        return display.figure_of("faithfulness", self, **options)

@@ -1,0 +1,73 @@
+"""`NodeScores`: attribution patching of heads, neurons, positions."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import pandas as pd
+from jaxtyping import Float
+from numpy.typing import NDArray
+
+from lens_attr import display
+from lens_attr.circuits.results import Ranking
+from lens_attr.errors import InputError
+
+if TYPE_CHECKING:
+    import plotly.graph_objects as go
+
+
+@dataclass(frozen=True)
+class NodeScores:
+    """Predicted change of the target when a node takes its corrupted value.
+
+    Attributes:
+        scores: mean over samples, in units of the target; [layer], [layer, index] and, if asked
+            for, a last axis of positions.
+        unit: what the nodes are, as in ``patch``, or ``"neuron"``.
+        axes: names of the axes of ``scores``.
+        method: what gave them.
+        target_unit: unit of the target.
+        n: number of samples.
+        metadata: facts about the call.
+    """
+
+    scores: Float[NDArray[np.float64], ...]
+    unit: str
+    axes: tuple[str, ...]
+    method: str
+    target_unit: str = "logit"
+    n: int = 0
+    metadata: Mapping[str, Any] = field(default_factory=dict)
+
+    def to_pandas(self) -> pd.DataFrame:
+        """One row per node, largest effect first: a column per axis, score, method."""
+        index = np.indices(self.scores.shape).reshape(len(self.axes), -1)
+        columns = dict(zip(self.axes, index, strict=True))
+        frame = pd.DataFrame({**columns, "score": self.scores.ravel(), "method": self.method})
+        order = np.argsort(-frame["score"].abs().to_numpy(), kind="stable")
+        return frame.iloc[order].reset_index(drop=True)
+
+    @property
+    def ranking(self) -> Ranking:
+        """Heads by the size of their effect, as ``prune`` takes them.
+
+        Raises:
+            InputError: the nodes are no heads, or split by position.
+        """
+        if self.axes != ("layer", "head") or self.unit in ("k", "v"):
+            raise InputError(f"a ranking of heads needs scores of heads, not {self.unit!r}.")
+        return Ranking(np.abs(self.scores), f"{self.method} patching", self.unit, self.n)
+
+    def plot(self, **options: Any) -> go.Figure:
+        """The head map [layer, head].
+
+        Raises:
+            InputError: the nodes are no heads, or split by position.
+        """
+        if self.axes != ("layer", "head"):
+            raise InputError(f"only heads have a map, not {' by '.join(self.axes)}.")
+        shown = Ranking(self.scores, f"{self.method} patching of {self.unit}", "", self.n)
+        return display.figure_of("heads", shown, **options)

@@ -1,0 +1,268 @@
+"""Pairs of prompts for patching: clean ones, and corrupted ones that differ in what decides.
+
+`read_pairs` reads csv files with these columns (others are an error, but for an index without a
+name):
+
+* ``clean``, ``corrupted``: the prompts, without trailing space, equally long in tokens;
+* ``answer``, ``foil``: the continuations of ``clean``, with their leading space;
+* or ``correct_idx``, ``incorrect_idx``: the same as token ids of your model's tokenizer;
+* or ``label``: for the greater-than task, the last two digits of the clean year (Hanna et al.
+  2023).
+
+`read_ioi` reads the indirect-object files of EAP-IG (Hanna et al. 2024): ``clean``, ``corrupted``
+(the repeated name is replaced by a third one), ``corrupted_hard`` (by the other name),
+``correct_idx`` and ``incorrect_idx`` (ids of one tokenizer, not used: the names are taken from the
+text, so that the file works with every model). `sva_pairs` makes agreement pairs.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Sequence
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import Any, Literal
+
+import pandas as pd
+
+from lens_attr.demo import generate, words
+from lens_attr.errors import InputError, did_you_mean
+from lens_attr.graph import resolve
+from lens_attr.graph.tokens import tokenize
+from lens_attr.targets import GreaterThan, LogitDiff, Target
+from lens_attr.types import Sample
+
+PROMPTS = ("clean", "corrupted")
+TARGETS = (("answer", "foil"), ("correct_idx", "incorrect_idx"), ("label",))
+IOI = ("clean", "corrupted", "corrupted_hard", "correct_idx", "incorrect_idx")
+_NAME = re.compile(r"\b[A-Z][a-z]+\b")
+
+
+@dataclass(frozen=True)
+class Pairs:
+    """Clean and corrupted prompts, and what is measured.
+
+    Attributes:
+        clean: prompts on which a good model prefers the answer.
+        corrupted: the same prompts with the deciding word changed.
+        answer: the answer to ``clean`` (string or token id), one per pair; empty for years.
+        foil: what it competes with, likewise.
+        years: of the greater-than task, one per pair; else empty.
+        suffix: what follows the explained word, one per pair; read by masked models only.
+        source: where the pairs come from.
+        dropped: how many were left out by `aligned` and `of_one_length`.
+    """
+
+    clean: list[str]
+    corrupted: list[str]
+    answer: list[str] | list[int] = field(default_factory=list)
+    foil: list[str] | list[int] = field(default_factory=list)
+    years: Sequence[int] = ()
+    suffix: Sequence[str] = ()
+    source: str = ""
+    dropped: int = 0
+
+    def __post_init__(self) -> None:
+        if not self.clean:
+            raise InputError("there are no pairs.")
+        given = (self.years,) if self.years else (self.answer, self.foil)
+        for column in (self.corrupted, *given):
+            if len(column) != len(self.clean):
+                raise InputError(
+                    f"{len(self.clean)} clean prompts but {len(column)} corrupted prompts or "
+                    "answers: pairs need one each."
+                )
+
+    def __len__(self) -> int:
+        return len(self.clean)
+
+    def __getitem__(self, chosen: slice) -> Pairs:
+        """Some of the pairs."""
+        return self.rows(range(len(self))[chosen])
+
+    @property
+    def target(self) -> Target:
+        """What is measured on the clean prompts."""
+        if self.years:
+            return GreaterThan(list(self.years))
+        return LogitDiff(self.answer, self.foil)
+
+    def inputs(self, model: Any) -> tuple[list[str], list[str], Target]:
+        """Clean prompts, corrupted prompts and target, as `patch` takes them.
+
+        A masked model reads each prompt, its mask token, and the suffix.
+        """
+        graph = resolve(model)
+        if not graph.is_masked_model:
+            return self.clean, self.corrupted, self.target
+        ends = self.suffix or [""] * len(self)
+        mask = graph.tokenizer.mask_token
+        clean, corrupted = (
+            [f"{text} {mask}{end}" for text, end in zip(texts, ends, strict=True)]
+            for texts in (self.clean, self.corrupted)
+        )
+        return clean, corrupted, self.target
+
+    def rows(self, index: Sequence[int]) -> Pairs:
+        """Some of the pairs.
+
+        Raises:
+            InputError: none is left.
+        """
+        columns = ("clean", "corrupted", "answer", "foil", "years", "suffix")
+        given = {name: getattr(self, name) for name in columns}
+        return replace(
+            self, **{name: [column[i] for i in index] for name, column in given.items() if column}
+        )
+
+    def aligned(self, model: Any) -> Pairs:
+        """The pairs whose two prompts have equally many tokens; the others are counted.
+
+        Raises:
+            InputError: none has.
+        """
+        lengths = zip(*self._lengths(model), strict=True)
+        return self._kept([row for row, (one, other) in enumerate(lengths) if one == other])
+
+    def of_one_length(self, model: Any) -> Pairs:
+        """The largest set of aligned pairs of one length, for effects by position.
+
+        Raises:
+            InputError: no pair is aligned.
+        """
+        aligned = self.aligned(model)
+        lengths, _ = aligned._lengths(model)
+        common = max(sorted(set(lengths)), key=lengths.count)
+        return aligned._kept([row for row, length in enumerate(lengths) if length == common])
+
+    def _lengths(self, model: Any) -> tuple[list[int], list[int]]:
+        clean, corrupted, _ = self.inputs(model)
+        graph = resolve(model)
+        return tokenize(graph, clean).lengths, tokenize(graph, corrupted).lengths
+
+    def _kept(self, index: Sequence[int]) -> Pairs:
+        if not index:
+            raise InputError(
+                f"in none of the {len(self)} pairs do both prompts have equally many tokens."
+            )
+        return replace(self.rows(index), dropped=self.dropped + len(self) - len(index))
+
+
+def read_pairs(path: str | Path) -> Pairs:
+    """One's own pairs, or the greater-than file: a csv with the columns described above.
+
+    Raises:
+        InputError: unknown or missing columns, or a row with an empty or unreadable cell.
+    """
+    frame = _read(path)
+    known = [*PROMPTS, *(name for group in TARGETS for name in group)]
+    _check_columns(path, frame, PROMPTS, known)
+    found = [group for group in TARGETS if set(group) <= set(frame)]
+    if len(found) != 1:
+        groups = " or ".join(" and ".join(group) for group in TARGETS)
+        raise InputError(
+            f"{path}: the answers must stand in columns {groups}; it has {list(frame)}."
+        )
+    clean, corrupted = (_cells(path, frame, name) for name in PROMPTS)
+    if found[0] == ("answer", "foil"):
+        answer, foil = (_cells(path, frame, name) for name in found[0])
+        return Pairs(clean, corrupted, answer, foil, source=str(path))
+    numbers = [_numbers(path, name, _cells(path, frame, name)) for name in found[0]]
+    if found[0] == ("label",):
+        return Pairs(clean, corrupted, years=numbers[0], source=str(path))
+    return Pairs(clean, corrupted, numbers[0], numbers[1], source=str(path))
+
+
+def read_ioi(
+    path: str | Path, corrupted: Literal["corrupted", "corrupted_hard"] = "corrupted"
+) -> Pairs:
+    """Indirect-object pairs; the answer is the name that appears once, the foil the repeated one.
+
+    Args:
+        path: a csv with the columns of EAP-IG's file.
+        corrupted: which column is the corrupted prompt.
+
+    Raises:
+        InputError: unknown or missing columns, or a row whose two names cannot be told.
+    """
+    frame = _read(path)
+    if corrupted not in IOI[1:3]:
+        raise InputError(f"corrupted must be one of {IOI[1:3]}, got {corrupted!r}.")
+    _check_columns(path, frame, ("clean", corrupted), IOI)
+    clean, other = _cells(path, frame, "clean"), _cells(path, frame, corrupted)
+    names = [_names(path, row, text) for row, text in enumerate(clean)]
+    answers, foils = ([f" {pair[i]}" for pair in names] for i in (0, 1))
+    return Pairs(clean, other, answers, foils, source=str(path))
+
+
+def sva_pairs(n: int, seed: int = 0, split: Literal["train", "heldout"] = "heldout") -> Pairs:
+    """Agreement pairs: ``the keys near the table`` against ``the key near the table``.
+
+    The corrupted subject has the other number, so it prefers the foil. Samples of
+    `lens_attr.demo.generate`, in order; `Pairs.aligned` keeps those that fit a tokenizer.
+    """
+    samples = generate("sva", n, seed=seed, split=split)
+    return Pairs(
+        clean=[sample.text for sample in samples],
+        corrupted=[_other_number(sample) for sample in samples],
+        answer=[sample.answer for sample in samples],
+        foil=[sample.foil for sample in samples],
+        suffix=[sample.suffix for sample in samples],
+        source=f"lens_attr generator, sva, split {split}, seed {seed}",
+    )
+
+
+_OTHER_NUMBER = {one: other for pair in words.NOUNS for one, other in (pair, pair[::-1])}
+
+
+def _other_number(sample: Sample) -> str:
+    ((start, end),) = sample.truth
+    return sample.text[:start] + _OTHER_NUMBER[sample.text[start:end]] + sample.text[end:]
+
+
+def _read(path: str | Path) -> pd.DataFrame:
+    try:
+        frame = pd.read_csv(path, dtype=str, keep_default_na=False)
+    except (OSError, ValueError) as error:
+        raise InputError(f"cannot read {path} as csv: {error}") from error
+    return frame.loc[:, [name for name in frame if not str(name).startswith("Unnamed: ")]]
+
+
+def _check_columns(
+    path: str | Path, frame: pd.DataFrame, wanted: Sequence[str], known: Sequence[str]
+) -> None:
+    for name in frame:
+        if name not in known:
+            raise InputError(f"{path}: unknown column {name!r}; {did_you_mean(str(name), known)}")
+    missing = [name for name in wanted if name not in frame]
+    if missing:
+        raise InputError(f"{path} has no column {missing[0]!r}; it has {list(frame)}.")
+
+
+def _cells(path: str | Path, frame: pd.DataFrame, name: str) -> list[str]:
+    cells = frame[name].tolist()
+    for row, cell in enumerate(cells):
+        if not cell.strip():
+            raise InputError(f"{path} row {row}: {name!r} is empty.")
+    return cells
+
+
+def _numbers(path: str | Path, name: str, cells: Sequence[str]) -> list[int]:
+    for row, cell in enumerate(cells):
+        if not cell.isdecimal():
+            raise InputError(f"{path} row {row}: {name!r} must be a whole number, got {cell!r}.")
+    return [int(cell) for cell in cells]
+
+
+def _names(path: str | Path, row: int, text: str) -> tuple[str, str]:
+    """(indirect object, subject): the subject is the name that stands there twice."""
+    found = _NAME.findall(text)
+    twice = [name for name in dict.fromkeys(found) if found.count(name) == 2]
+    pair = re.search(r"\b([A-Z][a-z]+) and ([A-Z][a-z]+)\b", text)
+    if pair is None or len(twice) != 1 or twice[0] not in pair.groups():
+        raise InputError(
+            f"{path} row {row}: expected two names joined by 'and', one of them repeated later: "
+            f"{text!r}."
+        )
+    (other,) = set(pair.groups()) - set(twice)
+    return other, twice[0]

@@ -1,0 +1,177 @@
+"""``lens-attr edges``: which connections between heads and MLPs made the prediction?"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any, Literal
+
+import typer
+
+from lens_attr.cli import console, options, patch
+
+if TYPE_CHECKING:
+    from lens_attr.circuits.circuit import Circuit
+    from lens_attr.circuits.edge_scores import EdgeScores
+
+EdgeMethod = Literal["eap", "eap_ig", "relp", "gim", "attnlrp", "lrp", "exact"]
+By = Literal["top", "greedy"]
+Ordering = Literal["absolute", "signed"]
+Split = Literal["train", "heldout"]
+
+MethodOption = Annotated[
+    EdgeMethod,
+    typer.Option("--method", help="How edges are scored; exact patches every edge, which is slow."),
+]
+StepsOption = Annotated[
+    int | None,
+    typer.Option("--steps", min=1, help="Points of the path of eap_ig.", show_default="5"),
+]
+SizeOption = Annotated[
+    int, typer.Option("--edges", min=1, help="Edges of the circuit that is extracted.")
+]
+ByOption = Annotated[
+    By, typer.Option("--by", help="Take the best edges anywhere, or grow from the logits.")
+]
+OrderingOption = Annotated[
+    Ordering,
+    typer.Option("--ordering", help="By size of the effect, or those first that support it."),
+]
+BatchOption = Annotated[int, typer.Option("--batch-size", min=1, help="Prompts at a time.")]
+
+
+def edges(
+    clean: patch.CleanOption = None,
+    corrupted: patch.CorruptedOption = None,
+    target: options.TargetOption = None,
+    foil: options.FoilOption = None,
+    pairs: patch.PairsOption = None,
+    task: patch.TaskOption = None,
+    n: patch.NOption = 100,
+    method: MethodOption = "eap_ig",
+    steps: StepsOption = None,
+    size: SizeOption = 40,
+    by: ByOption = "greedy",
+    ordering: OrderingOption = "absolute",
+    batch_size: BatchOption = 32,
+    model: options.ModelOption = options.DEMO_MODEL,
+    backend: options.BackendOption = "auto",
+    dtype: options.DtypeOption = "float32",
+    device: options.DeviceOption = None,
+    top: options.TopOption = 10,
+    as_json: options.JsonOption = False,
+    html: options.HtmlOption = None,
+    csv: patch.CsvOption = None,
+    save: options.SaveOption = None,
+    quiet: options.QuietOption = False,
+) -> None:
+    """Score every edge between heads and MLPs, and extract the circuit of the best.
+
+    Example: lens-attr edges --task sva --edges 30 --html circuit.html --save out/circuit
+    """
+    import lens_attr as la
+
+    patch._check(clean, corrupted, target, pairs, task, foil)
+    if steps is not None and method == "exact":
+        raise typer.BadParameter("--steps goes with the methods that use gradients.")
+    with console.working(f"loading {model}", quiet):
+        loaded = options.load_model(model, backend, dtype, device)
+    with console.notices(quiet):
+        inputs = read_inputs(loaded, clean, corrupted, target, foil, pairs, n, "train", quiet)
+        progress = console.wants_progress(quiet)
+        shared: dict[str, Any] = {"batch_size": batch_size, "progress": progress}
+        if method == "exact":
+            scores = la.circuits.exact_edge_effects(loaded, *inputs, **shared)
+        else:
+            scores = la.circuits.edge_scores(loaded, *inputs, method, steps=steps, **shared)
+    chosen = min(size, scores.wiring.n_edges)
+    circuit = la.circuits.extract(scores, chosen, by=by, ordering=ordering)
+    _write(scores, circuit, html, csv, save, model)
+    if as_json:
+        console.print_json(_document(scores, circuit))
+        return
+    console.print_facts({f"edges scored by {scores.method}": f"{scores.wiring.n_edges}"})
+    console.print_facts({"circuit": f"{len(circuit)} edges, {len(circuit.nodes)} nodes"})
+    console.print_blank()
+    console.print_table(scores.to_pandas().head(top))
+    if not quiet:
+        files = {"page": html, "scores": csv, "saved": save}
+        console.print_facts({name: path for name, path in files.items() if path is not None})
+
+
+def read_inputs(
+    model: Any,
+    clean: str | None,
+    corrupted: str | None,
+    target: str | None,
+    foil: str | None,
+    pairs: Path | None,
+    n: int,
+    split: Split,
+    quiet: bool,
+) -> patch.Inputs:
+    """Clean and corrupted prompts with their target; generated ones where none are given."""
+    import lens_attr as la
+
+    if clean is not None:
+        return clean, corrupted, options.build_target(target, foil, -1)
+    if pairs is not None:
+        return la.circuits.read_pairs(pairs)[:n].inputs(model)
+    kept = la.circuits.sva_pairs(n, split=split).aligned(model)
+    if kept.dropped and not quiet:
+        console.note(f"{len(kept)} of {n} generated pairs have equally many tokens; only those.")
+    return kept.inputs(model)
+
+
+def _write(
+    scores: EdgeScores,
+    circuit: Circuit,
+    html: Path | None,
+    csv: Path | None,
+    save: Path | None,
+    model: str,
+) -> None:
+    if csv is not None:
+        csv.parent.mkdir(parents=True, exist_ok=True)
+        scores.to_pandas().to_csv(csv, index=False)
+    if save is not None:
+        scores.save(save)
+        circuit.save(save)
+    if html is not None:
+        _write_html(scores, circuit, html, model)
+
+
+def _write_html(scores: EdgeScores, circuit: Circuit, path: Path, model: str) -> None:
+    from lens_attr.report import Page, Section, write_page
+
+    how = circuit.metadata
+    prose = (
+        f"{model}: every edge scored by {scores.method} on {scores.n} pairs of prompts, in "
+        f"{scores.unit}s. A negative score means that the target falls when the edge carries its "
+        "corrupted value: the edge supports the prediction."
+    )
+    chosen = (
+        f"{how['n_chosen']} edges chosen ({how['by']}, {how['ordering']} ordering); "
+        f"{len(circuit)} are left without dead ends."
+    )
+    drawn = [circuit.plot()] if len(circuit) else []
+    sections = [
+        Section("The circuit", chosen, [*drawn, circuit.to_pandas()]),
+        Section("Its nodes", "", [circuit.nodes_to_pandas()]),
+        Section("All edges, strongest first", "", [scores.to_pandas().head(200)]),
+    ]
+    write_page(Page("Which connections made this prediction?", prose, sections), path)
+
+
+def _document(scores: EdgeScores, circuit: Circuit) -> dict[str, Any]:
+    return {
+        "method": scores.method,
+        "unit": scores.unit,
+        "n": scores.n,
+        "edges": scores.to_pandas().drop(columns="method").to_dict("records"),
+        "circuit": {
+            "edges": [list(edge) for edge in circuit.edges],
+            "nodes": [node.name for node in circuit.nodes],
+            **circuit.metadata,
+        },
+        "metadata": dict(scores.metadata),
+    }

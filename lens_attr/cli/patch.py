@@ -1,0 +1,223 @@
+"""``lens-attr patch``: what happens when one activation is replaced by another prompt's?"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any, Literal
+
+import typer
+
+from lens_attr.cli import console, options
+
+if TYPE_CHECKING:
+    from lens_attr.circuits.patch_result import PatchResult
+    from lens_attr.targets import Target
+
+Unit = Literal["head", "attn_out", "mlp_out", "resid", "q", "k", "v", "pattern"]
+Mode = Literal["denoise", "noise"]
+Source = Literal["other", "zero", "mean", "resample"]
+Inputs = tuple[Any, Any, "Target"]
+
+CleanOption = Annotated[
+    str | None,
+    typer.Option("--clean", help="The prompt the model gets right.", show_default=False),
+]
+CorruptedOption = Annotated[
+    str | None,
+    typer.Option(
+        "--corrupted", help="The same prompt with the deciding word changed.", show_default=False
+    ),
+]
+PairsOption = Annotated[
+    Path | None,
+    typer.Option(
+        "--pairs",
+        exists=True,
+        dir_okay=False,
+        help="A csv of pairs instead: columns clean, corrupted, answer, foil (or correct_idx, "
+        "incorrect_idx, or label for years).",
+        show_default=False,
+    ),
+]
+TaskOption = Annotated[
+    Literal["sva"] | None,
+    typer.Option(
+        "--task", help="Subject-verb pairs of the built-in generator instead.", show_default=False
+    ),
+]
+NOption = Annotated[int, typer.Option("--n", min=1, help="At most so many pairs.")]
+UnitOption = Annotated[
+    Unit, typer.Option("--unit", help="What is replaced, one at a time in every layer.")
+]
+ModeOption = Annotated[
+    Mode,
+    typer.Option(
+        "--mode", help="denoise: clean into the corrupted run; noise: corrupted into the clean run."
+    ),
+]
+SourceOption = Annotated[
+    Source, typer.Option("--source", help="Put in something else than the other run's activation.")
+]
+ByPositionOption = Annotated[
+    bool | None,
+    typer.Option(
+        "--by-position/--whole",
+        help="One effect per position, or one for all; default: as the unit is usually shown.",
+        show_default=False,
+    ),
+]
+CsvOption = Annotated[
+    Path | None,
+    typer.Option("--csv", dir_okay=False, help="Also write all effects.", show_default=False),
+]
+
+
+def patch(
+    clean: CleanOption = None,
+    corrupted: CorruptedOption = None,
+    target: options.TargetOption = None,
+    foil: options.FoilOption = None,
+    pairs: PairsOption = None,
+    task: TaskOption = None,
+    n: NOption = 100,
+    unit: UnitOption = "head",
+    mode: ModeOption = "denoise",
+    source: SourceOption = "other",
+    by_position: ByPositionOption = None,
+    model: options.ModelOption = options.DEMO_MODEL,
+    backend: options.BackendOption = "auto",
+    dtype: options.DtypeOption = "float32",
+    device: options.DeviceOption = None,
+    top: options.TopOption = 10,
+    as_json: options.JsonOption = False,
+    html: options.HtmlOption = None,
+    csv: CsvOption = None,
+    save: options.SaveOption = None,
+    quiet: options.QuietOption = False,
+) -> None:
+    """Replace one activation at a time by another prompt's and measure the prediction: exact.
+
+    Example: lens-attr patch --task sva --unit head --html patching.html
+    """
+    import lens_attr as la
+
+    _check(clean, corrupted, target, pairs, task, foil)
+    with console.working(f"loading {model}", quiet):
+        loaded = options.load_model(model, backend, dtype, device)
+    with console.notices(quiet):
+        inputs = (
+            (clean, corrupted, options.build_target(target, foil, -1))
+            if clean is not None
+            else _pairs(loaded, pairs, n, _splits_positions(unit, by_position), quiet)
+        )
+        result = la.circuits.patch(
+            loaded,
+            *inputs,
+            unit,
+            mode,
+            source=source,
+            positions=by_position,
+            progress=console.wants_progress(quiet),
+        )
+    _write(result, html, csv, save)
+    if as_json:
+        console.print_json(_document(result))
+        return
+    _print(result, top)
+    if not quiet:
+        files = {"page": html, "effects": csv, "saved": save}
+        console.print_facts({name: path for name, path in files.items() if path is not None})
+
+
+def _check(
+    clean: str | None,
+    corrupted: str | None,
+    target: str | None,
+    pairs: Path | None,
+    task: str | None,
+    foil: str | None,
+) -> None:
+    if sum(given is not None for given in (clean, pairs, task)) != 1:
+        raise typer.BadParameter("give --clean with --corrupted, or --pairs, or --task.")
+    if clean is not None and target is None:
+        raise typer.BadParameter("--clean needs --target: the word whose logit is measured.")
+    if clean is None and any(given is not None for given in (corrupted, target, foil)):
+        raise typer.BadParameter("--corrupted, --target and --foil go with --clean.")
+
+
+def _splits_positions(unit: Unit, by_position: bool | None) -> bool:
+    from lens_attr.circuits.patching import LAYOUTS
+
+    return LAYOUTS[unit].positions if by_position is None else by_position
+
+
+def _pairs(model: Any, path: Path | None, n: int, by_position: bool, quiet: bool) -> Inputs:
+    """Your pairs as they are; of the generator's those that align."""
+    import lens_attr as la
+
+    if path is not None:
+        return la.circuits.read_pairs(path)[:n].inputs(model)
+    made = la.circuits.sva_pairs(n)
+    kept = made.of_one_length(model) if by_position else made.aligned(model)
+    if kept.dropped and not quiet:
+        why = "align at the most common length" if by_position else "have equally many tokens"
+        console.note(f"{len(kept)} of {n} generated pairs {why}; the others are left out.")
+    return kept.inputs(model)
+
+
+def _print(result: PatchResult, top: int) -> None:
+    unit = result.target_unit
+    runs = {
+        f"patched run, {result.target[0]}" if len(result) == 1 else "patched run": result.unpatched
+    }
+    if result.other is not None:
+        runs["other run"] = result.other
+    console.print_facts(
+        {name: f"{console.number(float(run.mean()))} {unit}" for name, run in runs.items()}
+    )
+    console.print_blank()
+    table = result.to_pandas()
+    order = table["effect"].abs().sort_values(ascending=False).index
+    console.print_table(table.loc[order].head(top))
+
+
+def _write(result: PatchResult, html: Path | None, csv: Path | None, save: Path | None) -> None:
+    if csv is not None:
+        csv.parent.mkdir(parents=True, exist_ok=True)
+        result.to_pandas().to_csv(csv, index=False)
+    if save is not None:
+        result.save(save)
+    if html is not None:
+        _write_html(result, html)
+
+
+def _write_html(result: PatchResult, path: Path) -> None:
+    from lens_attr.report import Page, Section, write_page
+
+    three = len(result.axes) == 3
+    layers = range(result.effects.shape[0]) if three else [None]
+    figures = [result.plot(layer=layer) for layer in layers]
+    prose = (
+        "Every activation was replaced in turn, and the target measured again: "
+        f"{result.target[0]}"
+        + (f" and {len(result) - 1} others, mean over all." if len(result) > 1 else ".")
+        + " Orange raises it, blue lowers it."
+    )
+    section = Section("Effect of each replacement", "", [*figures, result.to_pandas()])
+    write_page(Page("Activation patching", prose, [section]), path)
+
+
+def _document(result: PatchResult) -> dict[str, Any]:
+    return {
+        "unit": result.unit,
+        "mode": result.mode,
+        "source": result.source,
+        "axes": list(result.axes),
+        "n": len(result),
+        "target": result.target[0] if len(result) == 1 else result.target,
+        "target_unit": result.target_unit,
+        "unpatched": float(result.unpatched.mean()),
+        "other": None if result.other is None else float(result.other.mean()),
+        "effects": result.effects.tolist(),
+        "metadata": dict(result.metadata),
+    }

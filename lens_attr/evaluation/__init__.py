@@ -1,0 +1,29 @@
+"""Is an attribution right? Plausibility on ground truth, and faithfulness by deletion."""
+
+from lens_attr.evaluation import tasks
+from lens_attr.evaluation.axes import AxesTable, bench_axes
+from lens_attr.evaluation.benchmark import Settings, bench
+from lens_attr.evaluation.comparing import compare_runs
+from lens_attr.evaluation.deletion import Deletion, bench_deletion
+from lens_attr.evaluation.intervals import Interval, Paired, mean_interval, paired_test
+from lens_attr.evaluation.plausibility import Plausibility, Ties, plausibility
+from lens_attr.evaluation.results import BenchTable
+
+__all__ = [
+    "AxesTable",
+    "BenchTable",
+    "Deletion",
+    "Interval",
+    "Paired",
+    "Plausibility",
+    "Settings",
+    "Ties",
+    "bench",
+    "bench_axes",
+    "bench_deletion",
+    "compare_runs",
+    "mean_interval",
+    "paired_test",
+    "plausibility",
+    "tasks",
+]

@@ -1,0 +1,206 @@
+"""What every benchmark shares: methods by name, batches, progress, resuming, the record."""
+
+from __future__ import annotations
+
+import hashlib
+import importlib.metadata
+import warnings
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass, field
+from typing import Any
+
+import numpy as np
+import pandas as pd
+import torch
+from jaxtyping import Float
+from numpy.typing import NDArray
+from rich.console import Console
+from rich.progress import Progress
+
+from lens_attr._version import __version__
+from lens_attr.attribution import MethodTable, attribute
+from lens_attr.attribution.embeddings import Embeddings
+from lens_attr.errors import InputError, Notice, UnsupportedModelError
+from lens_attr.evaluation.baselines import BASELINES
+from lens_attr.evaluation.predictions import by_length, padded
+from lens_attr.evaluation.results import MODEL
+from lens_attr.evaluation.store import Store
+from lens_attr.evaluation.tasks import TokenSample, View
+from lens_attr.graph import ModelGraph
+from lens_attr.rules import RuleSet
+from lens_attr.targets import Target
+
+Methods = str | Sequence[str | RuleSet]
+
+BATCH = 64
+SAMPLES = "samples"
+"""In place of a method: the table that describes a task's samples."""
+
+Scores = Float[NDArray[np.floating], " _"]
+"""One per token of a sample; samples differ in length."""
+
+
+@dataclass
+class Run:
+    """One model, its results so far, and how it is explained.
+
+    Attributes:
+        model: as the user gave it.
+        graph: the same model.
+        store: where rows go.
+        options: of single methods, by name.
+        embeddings: asked for, where a method has the choice.
+        batch_size: samples explained at a time.
+        advance: moves the progress bar by some samples.
+        refused: the reason, by name of a method that is not defined for the model.
+        notes: what the reader of the results must know, in order.
+        samples: finished per-sample tables by (task, method).
+    """
+
+    model: Any
+    graph: ModelGraph
+    store: Store
+    options: Mapping[str, Mapping[str, Any]]
+    embeddings: Embeddings | None
+    batch_size: int
+    advance: Callable[[int], None]
+    refused: dict[str, str] = field(default_factory=dict)
+    notes: dict[str, None] = field(default_factory=dict)
+    samples: dict[tuple[str, str], pd.DataFrame] = field(default_factory=dict)
+
+    def every_batch(
+        self,
+        task: str,
+        name: str,
+        samples: Sequence[TokenSample],
+        rows_of: Callable[[list[TokenSample]], list[dict[str, Any]]],
+    ) -> None:
+        """Make the rows that are not there yet; a refused method is noted with its reason."""
+        if name in self.refused:
+            return
+        done = set(self.store.read(task, name)["sample"])
+        missing = [one for one in samples if one.index not in done]
+        self.advance(len(samples) - len(missing))
+        for batch in by_length(missing, self.batch_size):
+            try:
+                rows = rows_of(batch)
+            except UnsupportedModelError as error:
+                self.refused[name] = str(error)
+                return
+            self.store.add(task, name, pd.DataFrame(rows))
+            self.advance(len(batch))
+        self.samples[task, name] = self.store.close(task, name)
+
+    def explain(
+        self, name: str, method: str | RuleSet, batch: Sequence[TokenSample], target: Target
+    ) -> tuple[list[Scores], list[float]]:
+        """Scores of every token of each sample, and the explained numbers.
+
+        The numbers are NaN for a method that does not explain the target.
+        """
+        tokens = padded(self.graph, batch)
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", Notice)
+            result = attribute(
+                self.model,
+                tokens.token_ids,
+                target,
+                method,
+                attention_mask=tokens.attention_mask,
+                **self._options(name, method),
+            )
+        self.notes |= {f"{name}: {notice}": None for notice in result.metadata["notices"]}
+        aware = not isinstance(method, str) or MethodTable()[method].target_aware
+        values = result.target_value.double().tolist() if aware else [np.nan] * len(batch)
+        return [result.real_tokens(i).double().numpy() for i in range(len(batch))], values
+
+    def warn(self) -> None:
+        """Say once what the reader of the results must know."""
+        for note in self.notes:
+            warnings.warn(note, Notice, stacklevel=3)
+
+    def _options(self, name: str, method: str | RuleSet) -> dict[str, Any]:
+        """The method's options, with the embeddings asked for where it can choose."""
+        own = dict(self.options.get(name, {}))
+        if self.embeddings is None or "embeddings" in own:
+            return own
+        if isinstance(method, str) and not has_embeddings(method):
+            self.notes[f"{name}: has no choice of embeddings"] = None
+            return own
+        return {**own, "embeddings": self.embeddings}
+
+
+def has_embeddings(method: str) -> bool:
+    """Whether a method can explain full or partial embeddings."""
+    try:
+        MethodTable()[method].explainer(embeddings="token")
+    except (InputError, TypeError):
+        return False
+    return True
+
+
+def methods_by_name(methods: Methods) -> dict[str, str | RuleSet]:
+    """The chosen methods by name.
+
+    Raises:
+        InputError: unknown or doubled.
+    """
+    table = MethodTable()
+    if methods == "all":
+        return {method.name: method.name for method in table}
+    each = [methods] if isinstance(methods, str) else list(methods)
+    names = [method if isinstance(method, str) else method.name for method in each]
+    taken = [name for name in names if name in (*BASELINES, MODEL, SAMPLES)]
+    if not names or len(set(names)) < len(names) or taken:
+        raise InputError(
+            f"methods must be one or more of different names, got {names}; "
+            f"{', '.join(BASELINES)} are always there."
+        )
+    for method in each:
+        if isinstance(method, str):
+            table[method]
+    return dict(zip(names, each, strict=True))
+
+
+def metadata_of(
+    graph: ModelGraph, settings: Any, options: Mapping[str, Any], command: str
+) -> dict[str, Any]:
+    """What was run on what, for the record; ``settings`` is a dataclass."""
+    libraries = ("torch", "transformer-lens", "transformers", "numpy", "pandas")
+    return {
+        "model": graph.describe() | {"weights": _weights(graph)},
+        "settings": asdict(settings),
+        "options": {name: dict(values) for name, values in options.items()},
+        "command": command,
+        "versions": {"lens_attr": __version__}
+        | {name: importlib.metadata.version(name) for name in libraries},
+    }
+
+
+@torch.no_grad()
+def _weights(graph: ModelGraph) -> str:
+    """A hash of some entries of every parameter: enough to tell two trained models apart."""
+    digest = hashlib.sha256()
+    for parameter in graph.model.parameters():
+        step = max(1, parameter.numel() // 64)
+        digest.update(parameter.flatten()[::step].double().cpu().numpy().tobytes())
+    return digest.hexdigest()[:16]
+
+
+def fingerprint_of(metadata: Mapping[str, Any], views: Mapping[str, View]) -> dict[str, Any]:
+    """Everything that results depend on, so that a run is not resumed as another."""
+    samples = {
+        name: hashlib.sha256(repr(one.task.samples).encode()).hexdigest()[:16]
+        for name, one in views.items()
+    }
+    kept = {key: metadata[key] for key in ("model", "settings", "options", "versions")}
+    return {**kept, "tasks": samples}
+
+
+@contextmanager
+def progress_bar(shown: bool, total: int) -> Iterator[Callable[[int], None]]:
+    """A bar on stderr with the time left; yields what moves it."""
+    with Progress(console=Console(stderr=True), transient=True, disable=not shown) as progress:
+        bar = progress.add_task("explaining", total=total)
+        yield lambda done: progress.advance(bar, done)

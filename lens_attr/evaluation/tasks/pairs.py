@@ -1,0 +1,285 @@
+"""Minimal pairs: BLiMP, Marvin & Linzen (2018), and Linzen, Dupoux & Goldberg (2016).
+
+A pair of sentences that differ in one word gives the answer and the foil. Which word decides is
+found by a rule for each kind of pair; where the rule does not apply the pair is left out.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+from lens_attr.evaluation.tasks import english
+from lens_attr.evaluation.tasks.rows import (
+    Bad,
+    LeftOut,
+    Row,
+    RowError,
+    columns,
+    json_lines,
+    text_of,
+)
+from lens_attr.types import Sample
+
+Finder = Callable[[Sequence[str]], "int | None"]
+"""The words before the answer in, the index of the word that decides out."""
+
+
+def _last(words: Sequence[str]) -> int | None:
+    return len(words) - 1
+
+
+def _before_preposition(words: Sequence[str]) -> int | None:
+    return english.head_before(words, english.PREPOSITIONS)
+
+
+def _before_relative_pronoun(words: Sequence[str]) -> int | None:
+    return english.head_before(words, english.RELATIVE_PRONOUNS)
+
+
+def _last_the_noun_verb(words: Sequence[str]) -> int | None:
+    """The noun of a final "the noun verb": the mechanics said the author hurt -> author."""
+    return len(words) - 2 if len(words) > 2 and words[-3].lower() == "the" else None
+
+
+BLIMP_RULES: dict[str, tuple[str, Finder]] = {
+    "anaphor_gender_agreement": ("ra", english.simple_noun),
+    "anaphor_number_agreement": ("ra", english.simple_noun),
+    "regular_plural_subject_verb_agreement_1": ("sva", _last),
+    "irregular_plural_subject_verb_agreement_1": ("sva", _last),
+    "distractor_agreement_relational_noun": ("sva", _before_preposition),
+    "distractor_agreement_relative_clause": ("sva", _before_relative_pronoun),
+    "regular_plural_subject_verb_agreement_2": ("sva", _last),
+    "irregular_plural_subject_verb_agreement_2": ("sva", _last),
+}
+"""Task and rule of every paradigm: BLiMP's prefix of the first four is the noun phrase (and the
+verb); a distractor stands behind the first preposition or relative pronoun."""
+
+_FIRST, _NEAREST = english.simple_noun, _last
+MARVIN_LINZEN_RULES: dict[str, tuple[str, Finder]] = {
+    "simple_agrmt": ("sva", _FIRST),
+    "prep_anim": ("sva", _FIRST),
+    "prep_inanim": ("sva", _FIRST),
+    "subj_rel": ("sva", _FIRST),
+    "obj_rel_across_anim": ("sva", _FIRST),
+    "obj_rel_across_inanim": ("sva", _FIRST),
+    "obj_rel_no_comp_across_anim": ("sva", _FIRST),
+    "obj_rel_no_comp_across_inanim": ("sva", _FIRST),
+    "vp_coord": ("sva", _FIRST),
+    "long_vp_coord": ("sva", _FIRST),
+    "sent_comp": ("sva", _NEAREST),
+    "obj_rel_within_anim": ("sva", _NEAREST),
+    "obj_rel_within_inanim": ("sva", _NEAREST),
+    "obj_rel_no_comp_within_anim": ("sva", _NEAREST),
+    "obj_rel_no_comp_within_inanim": ("sva", _NEAREST),
+    "simple_reflexives": ("ra", _FIRST),
+    "reflexives_across": ("ra", _FIRST),
+    "reflexive_sent_comp": ("ra", _last_the_noun_verb),
+}
+"""The subject is the first noun, or where a clause is embedded the noun nearest to the verb."""
+
+
+def read_blimp(path: Path) -> Iterator[Row]:
+    """BLiMP's jsonl (Warstadt et al. 2020): ``sentence_good``, ``sentence_bad``, ``UID``, ..."""
+    for number, record in json_lines(path):
+        if isinstance(record, Bad):
+            yield record
+            continue
+        try:
+            yield _blimp_row(record, f"BLiMP {path.name} line {number}")
+        except RowError as error:
+            yield Bad(number, str(error))
+
+
+def _blimp_row(record: dict[str, Any], where: str) -> Row:
+    good, bad = (text_of(record, f"sentence_{side}") for side in ("good", "bad"))
+    paradigm = text_of(record, "UID")
+    if paradigm not in BLIMP_RULES:
+        return LeftOut(f"no rule finds the deciding word of paradigm {paradigm}")
+    task, finder = BLIMP_RULES[paradigm]
+    tags = {"paradigm": paradigm, "pair": str(record.get("pairID", ""))}
+    licence = "CC BY 4.0"
+    if "two_prefix_word" in record:
+        return _subject_pair(good, bad, task, where, tags, licence)
+    return pair_row(good, bad, task, finder, where, tags, licence)
+
+
+def pair_row(
+    good: str,
+    bad: str,
+    task: str,
+    finder: Finder,
+    source: str,
+    tags: dict[str, str],
+    licence: str = "",
+) -> Row:
+    """The sample of two sentences that differ in the word to be predicted."""
+    words, others = good.split(), bad.split()
+    at = _one_difference(words, others)
+    if isinstance(at, LeftOut):
+        return at
+    answer, foil, stop = _without_end(words[at], others[at])
+    return _sample(words, at, (answer, foil, stop), task, finder(words[:at]), source, tags, licence)
+
+
+def _subject_pair(
+    good: str, bad: str, task: str, source: str, tags: dict[str, str], licence: str
+) -> Row:
+    """The sample of two sentences that differ in the subject and share the verb after it.
+
+    The foil is the verb in the other number.
+    """
+    words, others = good.split(), bad.split()
+    subject = _one_difference(words, others)
+    if isinstance(subject, LeftOut):
+        return subject
+    if subject + 1 >= len(words):
+        raise RowError("nothing follows the word in which the sentences differ")
+    verb, _, stop = _without_end(words[subject + 1], "")
+    pair = (verb, english.other_number(verb), stop)
+    return _sample(words, subject + 1, pair, task, subject, source, tags, licence)
+
+
+def _one_difference(words: Sequence[str], others: Sequence[str]) -> int | LeftOut:
+    if len(words) != len(others):
+        return LeftOut("the sentences differ in more than one word")
+    different = [i for i, (a, b) in enumerate(zip(words, others, strict=True)) if a != b]
+    if not different:
+        raise RowError("the two sentences are equal")
+    return (
+        different[0]
+        if len(different) == 1
+        else LeftOut("the sentences differ in more than one word")
+    )
+
+
+def _without_end(word: str, other: str) -> tuple[str, str, str]:
+    """Both words without the full stop that follows them, and the full stop."""
+    bare = word.rstrip(".!?,;")
+    return bare, other.rstrip(".!?,;"), word[len(bare) :]
+
+
+def _sample(
+    words: Sequence[str],
+    at: int,
+    pair: tuple[str, str, str],
+    task: str,
+    deciding: int | None,
+    source: str,
+    tags: dict[str, str],
+    licence: str,
+) -> Row:
+    if at == 0:
+        return LeftOut("the sentence starts with the word to be predicted")
+    if deciding is None:
+        return LeftOut("the rule finds no single word that decides")
+    answer, foil, stop = pair
+    rest = " ".join(words[at + 1 :])
+    return Sample(
+        text=" ".join(words[:at]),
+        answer=f" {answer}",
+        foil=f" {foil}",
+        truth=(english.spans(words)[deciding],),
+        task=task,
+        suffix=stop + (f" {rest}" if rest else ""),
+        source=source,
+        tags=tags,
+        licence=licence,
+    )
+
+
+def read_marvin_linzen(path: Path) -> Iterator[Row]:
+    """Lines of ``type TAB case TAB good TAB bad``, as the templates of LM_syneval write them.
+
+    One of the leading columns must name the kind of pair (`MARVIN_LINZEN_RULES`).
+    """
+    for number, cells in columns(path):
+        if isinstance(cells, Bad):
+            yield cells
+            continue
+        if len(cells) < 3:
+            yield Bad(number, f"has {len(cells)} columns, needs type, (case,) good and bad")
+            continue
+        kind = next((cell for cell in cells[:-2] if cell in MARVIN_LINZEN_RULES), None)
+        if kind is None:
+            yield LeftOut(f"no rule finds the deciding word of {cells[0]}")
+            continue
+        task, finder = MARVIN_LINZEN_RULES[kind]
+        try:
+            yield pair_row(
+                *cells[-2:],
+                task=task,
+                finder=finder,
+                source=f"Marvin & Linzen {path.name} line {number}",
+                tags={"kind": kind},
+            )
+        except RowError as error:
+            yield Bad(number, str(error))
+
+
+MASK = "***mask***"
+LINZEN_COLUMNS = ("orig_sentence", "subj_index", "verb_index")
+
+
+def read_linzen(path: Path) -> Iterator[Row]:
+    """Linzen et al.'s tab file with a header (``orig_sentence``, ``subj_index``, ``verb_index``).
+
+    Indices count words from 1. The foil is the verb in the other number. Goldberg's five columns
+    (attractors, sentence, sentence with ``***mask***``, verb, other verb) are read too; the
+    subject is then taken from a sixth column with its index, and without one the row is left out.
+    """
+    header: list[str] | None = None
+    for number, cells in columns(path):
+        if isinstance(cells, Bad):
+            yield cells
+        elif header is None and set(LINZEN_COLUMNS) <= set(cells):
+            header = cells
+        else:
+            try:
+                yield _linzen_row(header, cells, f"Linzen {path.name} line {number}")
+            except RowError as error:
+                yield Bad(number, str(error))
+
+
+def _linzen_row(header: list[str] | None, cells: list[str], source: str) -> Row:
+    if header is not None:
+        if len(cells) != len(header):
+            raise RowError(f"has {len(cells)} columns, the header has {len(header)}")
+        record = dict(zip(header, cells, strict=True))
+        words = record["orig_sentence"].split()
+        subject, verb = (_index(record[f"{one}_index"], words) for one in ("subj", "verb"))
+        attractors = record.get("n_diff_intervening", "")
+        return _linzen_sample(words, verb, english.other_number, subject, attractors, source)
+    if len(cells) not in (5, 6):
+        raise RowError(f"has {len(cells)} columns, needs 5 or 6 (or a header line)")
+    words, verb = cells[2].split(), cells[3]
+    if words.count(MASK) != 1:
+        raise RowError(f"the third column must hold {MASK} once")
+    at = words.index(MASK)
+    if len(cells) == 5:
+        return LeftOut("the subject is not annotated")
+    words[at] = verb
+    subject = _index(cells[5], words)
+    return _linzen_sample(words, at, lambda _: cells[4], subject, cells[0], source)
+
+
+def _linzen_sample(
+    words: list[str],
+    verb: int,
+    foil: Callable[[str], str],
+    subject: int,
+    attractors: str,
+    source: str,
+) -> Row:
+    if subject >= verb:
+        return LeftOut("the subject stands behind the verb")
+    pair = (words[verb], foil(words[verb]), "")
+    return _sample(words, verb, pair, "sva", subject, source, {"attractors": attractors}, "")
+
+
+def _index(cell: str, words: Sequence[str]) -> int:
+    """A word index counted from 1, as one counted from 0."""
+    if not cell.isdecimal() or not 1 <= int(cell) <= len(words):
+        raise RowError(f"word index {cell!r} is outside the sentence of {len(words)} words")
+    return int(cell) - 1

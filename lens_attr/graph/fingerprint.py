@@ -1,0 +1,36 @@
+"""Which weights and which tokenizer these are, as hashes."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from typing import Any
+
+import torch
+
+from lens_attr.graph.model import ModelGraph
+
+
+def fingerprint(graph: ModelGraph) -> dict[str, str | None]:
+    """SHA-256 of the weights (names, dtypes, shapes, bytes) and of the tokenizer, if any."""
+    return {"weights_sha256": _weights(graph), "tokenizer_sha256": _tokenizer(graph.tokenizer)}
+
+
+def _weights(graph: ModelGraph) -> str:
+    found = hashlib.sha256()
+    for name, tensor in sorted(graph.model.state_dict().items()):
+        data = tensor.detach().cpu().contiguous()
+        found.update(f"{name} {data.dtype} {list(data.shape)}\n".encode())
+        found.update(memoryview(data.flatten().view(torch.uint8).numpy()))
+    return found.hexdigest()
+
+
+def _tokenizer(tokenizer: Any) -> str | None:
+    if tokenizer is None:
+        return None
+    fast = getattr(tokenizer, "backend_tokenizer", None)
+    said = json.loads(fast.to_str()) if fast is not None else {"vocab": tokenizer.get_vocab()}
+    for passing in ("padding", "truncation"):  # of the latest call, not of the tokenizer
+        said.pop(passing, None)
+    said["special"] = {name: str(token) for name, token in tokenizer.special_tokens_map.items()}
+    return hashlib.sha256(json.dumps(said, sort_keys=True).encode()).hexdigest()

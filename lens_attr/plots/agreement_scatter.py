@@ -1,0 +1,73 @@
+"""Agreement: the attribution of every cell against the exact effect of patching it."""
+
+from __future__ import annotations
+
+import math
+from typing import TYPE_CHECKING
+
+import plotly.graph_objects as go
+from plotly.subplots import make_subplots
+
+from lens_attr.errors import InputError
+from lens_attr.plots.palette import LINES
+from lens_attr.plots.template import LIGHT
+from lens_attr.plots.token_text import largest, plotly_text
+
+if TYPE_CHECKING:
+    from lens_attr.circuits.agreement import Agreement
+
+_COLUMNS = 3
+
+
+def agreement(result: Agreement) -> go.Figure:
+    """One panel per method, best Spearman first: attribution across, exact effect up.
+
+    Each method measures in its own unit, so each is divided by its largest absolute attribution.
+
+    Args:
+        result: what to draw.
+
+    Raises:
+        InputError: nothing to draw, or NaN or infinite values.
+    """
+    table = result.to_pandas()
+    if table.empty:
+        raise InputError("there is no method to draw.")
+    columns = min(_COLUMNS, len(table))
+    rows = math.ceil(len(table) / columns)
+    titles = [
+        f"{row['method']}<br>Spearman {row['spearman']:.2f}, top {row['k']}: {row['top_k']:.0%}"
+        for row in table.to_dict("records")
+    ]
+    fig = make_subplots(
+        rows, columns, shared_yaxes=True, subplot_titles=titles, vertical_spacing=0.32 / rows
+    )
+    largest(result.importance)  # refuses what cannot be drawn
+    for i, method in enumerate(table["method"]):
+        place = {"row": i // columns + 1, "col": i % columns + 1}
+        scores = result.scores[method]
+        fig.add_scatter(
+            x=scores / largest(scores),
+            y=result.importance,
+            mode="markers",
+            marker={"color": LINES[0], "size": 8, "opacity": 0.75},
+            customdata=[
+                f"{plotly_text(name)}<br>attribution {score:+.4g}"
+                for name, score in zip(result.names, scores, strict=True)
+            ],
+            hovertemplate="%{customdata}<br>effect %{y:+.4g}<extra></extra>",
+            showlegend=False,
+            **place,
+        )
+    absolute = "absolute " if result.compared == "absolute" else ""
+    fig.update_layout(
+        template=LIGHT,
+        title={"text": f"Attribution against exact patching ({result.what})"},
+        height=140 + 300 * rows,
+        margin={"t": 110},
+    )
+    fig.update_xaxes(zeroline=True)
+    fig.update_xaxes(title_text=f"{absolute}attribution / largest", row=rows)
+    fig.update_yaxes(zeroline=True)
+    fig.update_yaxes(title_text=f"{absolute}effect ({result.effect_unit})", col=1)
+    return fig

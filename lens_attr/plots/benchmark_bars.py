@@ -1,0 +1,62 @@
+"""Benchmark results: one bar per method with its interval, one panel per task."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+import plotly.graph_objects as go
+from plotly.subplots import make_subplots
+
+from lens_attr.errors import InputError, did_you_mean
+from lens_attr.plots.palette import LINES, RANDOM
+from lens_attr.plots.template import LIGHT
+
+if TYPE_CHECKING:
+    from lens_attr.evaluation.results import BenchTable
+
+_ROW_PX, _FRAME_PX = 26, 150
+
+
+def benchmark(result: BenchTable, metric: str = "pg") -> go.Figure:
+    """Every method's value of one metric with its 95 % interval; baselines are grey.
+
+    Args:
+        result: the table.
+        metric: a value of its column ``metric``.
+
+    Raises:
+        InputError: the table has no such metric.
+    """
+    from lens_attr.evaluation.baselines import BASELINES
+    from lens_attr.evaluation.results import MODEL, title_of
+
+    rows = [r for r in result.rows.to_dict("records") if r["method"] != MODEL]
+    chosen = [row for row in rows if row["metric"] == metric and row["n"]]
+    if not chosen:
+        known = {row["metric"] for row in rows if row["n"]} or {"nothing"}
+        raise InputError(f"there is no metric {metric!r} to draw; {did_you_mean(metric, known)}")
+    tasks = list(dict.fromkeys(row["task"] for row in chosen))
+    fig = make_subplots(cols=len(tasks), subplot_titles=tasks, shared_yaxes=True)
+    for i, task in enumerate(tasks):
+        mine = [row for row in chosen if row["task"] == task]
+        fig.add_bar(
+            x=[row["value"] for row in mine],
+            y=[row["method"] for row in mine],
+            orientation="h",
+            marker_color=[RANDOM if row["method"] in BASELINES else LINES[0] for row in mine],
+            error_x={
+                "array": [row["high"] - row["value"] for row in mine],
+                "arrayminus": [row["value"] - row["low"] for row in mine],
+                "thickness": 1.2,
+            },
+            customdata=[row["n"] for row in mine],
+            hovertemplate="%{y}: %{x:.3g} (n = %{customdata})<extra></extra>",
+            row=1,
+            col=i + 1,
+        )
+    title = title_of(metric)
+    height = _FRAME_PX + _ROW_PX * len({row["method"] for row in chosen})
+    fig.update_layout(template=LIGHT, title={"text": title}, height=height, showlegend=False)
+    fig.update_yaxes(autorange="reversed")
+    fig.update_xaxes(title_text=title)
+    return fig

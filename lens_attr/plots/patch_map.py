@@ -1,0 +1,147 @@
+"""Patch map: what every patched head, or layer and position, did to the target."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any, Literal, get_args
+
+import numpy as np
+import plotly.graph_objects as go
+from jaxtyping import Float
+from numpy.typing import NDArray
+
+from lens_attr.errors import InputError, did_you_mean
+from lens_attr.plots.palette import INK
+from lens_attr.plots.template import figure, relevance_axis
+from lens_attr.plots.token_text import largest, plotly_text, readable
+
+if TYPE_CHECKING:
+    from lens_attr.circuits.patch_result import PatchResult
+
+Shown = Literal["effects", "normalised", "metric"]
+
+_MOST_LABELLED = 256
+_UNITS = {
+    "head": "attention head",
+    "attn_out": "attention output",
+    "mlp_out": "MLP output",
+    "resid": "residual stream before each block",
+    "q": "queries",
+    "k": "keys",
+    "v": "values",
+    "pattern": "attention pattern",
+}
+_SOURCES = {"zero": "zero", "mean": "mean", "resample": "resampled"}
+_AXES = {"head": "head", "pos": "position", "query": "query position"}
+
+
+def patching(
+    result: PatchResult,
+    show: Shown = "effects",
+    layer: int | None = None,
+    limit: float | None = None,
+) -> go.Figure:
+    """Layer by head, or layer by position, the first layer at the bottom; orange raises the target.
+
+    Args:
+        result: what to draw.
+        show: ``"effects"`` (patched minus unpatched), ``"normalised"`` (as a share of the way to
+            the other run) or ``"metric"`` (the patched target itself).
+        layer: of results with three axes (heads by position): which layer.
+        limit: where the colour saturates; default: the largest absolute value.
+
+    Raises:
+        InputError: unknown ``show``, a layer that is out of range, missing or not needed, no other
+            run to normalise by, or a limit not above zero.
+    """
+    if show not in get_args(Shown):
+        raise InputError(f"unknown show {show!r}; {did_you_mean(str(show), get_args(Shown))}")
+    cells, axes = _flat(getattr(result, show).detach().double().numpy(), result.axes, layer)
+    unit = _unit(result, show)
+    fig = figure(_title(result, layer), height=_height(len(cells)))
+    labels = [_label(result, axis, n) for axis, n in zip(axes, cells.shape, strict=True)]
+    hover = "%{customdata}<br>" + unit + " %{z:+.4g}<extra></extra>"
+    fig.add_heatmap(
+        z=cells,
+        coloraxis="coloraxis",
+        xgap=2,
+        ygap=2,
+        text=_texts(cells) if cells.size <= _MOST_LABELLED else None,
+        texttemplate="%{text}" if cells.size <= _MOST_LABELLED else None,
+        textfont={"color": INK},
+        customdata=[[f"{row}<br>{column}" for column in labels[1]] for row in labels[0]],
+        hovertemplate=hover,
+    )
+    _axis(fig.update_yaxes, result, axes[0], cells.shape[0])
+    _axis(fig.update_xaxes, result, axes[1], cells.shape[1])
+    fig.update_layout(coloraxis=relevance_axis(cells.ravel().tolist(), unit, limit))
+    return fig
+
+
+def _flat(
+    values: NDArray[np.float64], axes: tuple[str, ...], layer: int | None
+) -> tuple[Float[NDArray[np.float64], "row column"], tuple[str, str]]:
+    """Two axes of one, two or three."""
+    if len(axes) < 3:
+        if layer is not None:
+            raise InputError(f"this result is drawn whole ({', '.join(axes)}): leave out layer.")
+        rows, columns = (*axes, "")[:2]
+        return (values if columns else values[:, None]), (rows, columns)
+    if layer is None or not -len(values) <= layer < len(values):
+        raise InputError(
+            f"this result has axes {', '.join(axes)}: choose a layer from 0 to {len(values) - 1}."
+        )
+    chosen = values[layer]
+    return (chosen.T, ("head", "pos")) if axes[1] == "pos" else (chosen, ("head", "query"))
+
+
+def _texts(cells: Float[NDArray[np.float64], "row column"]) -> list[list[str]]:
+    """Two digits; what is a thousandth of the largest or less reads 0."""
+    least = largest(cells.ravel()) / 1000
+    return [["0" if abs(cell) < least else f"{cell:.2g}" for cell in row] for row in cells]
+
+
+def _unit(result: PatchResult, show: Shown) -> str:
+    return {
+        "effects": f"effect ({result.target_unit})",
+        "normalised": "share of the way to the other run",
+        "metric": f"patched target ({result.target_unit})",
+    }[show]
+
+
+def _title(result: PatchResult, layer: int | None) -> str:
+    into = "corrupted" if result.mode == "denoise" else "clean"
+    other = "clean" if result.mode == "denoise" else "corrupted"
+    what = f"{_SOURCES.get(result.source, other)} activations into the {into} run"
+    title = f"Patching, {_UNITS[result.unit]}: {what}"
+    title += "" if layer is None else f", layer {layer}"
+    return title + (f", mean of {len(result)}" if len(result) > 1 else "")
+
+
+def _height(rows: int) -> int:
+    return min(900, max(340, 170 + 38 * rows))
+
+
+def _label(result: PatchResult, axis: str, n: int) -> list[str]:
+    if not axis:
+        return [""]
+    names = [f"{_AXES.get(axis, axis)} {i}" for i in range(n)]
+    tokens = _tokens(result, axis)
+    return names if tokens is None else [f"{a} {b}" for a, b in zip(names, tokens, strict=True)]
+
+
+def _tokens(result: PatchResult, axis: str) -> list[str] | None:
+    """The tokens of a single example, to stand at its positions."""
+    if axis not in ("pos", "query") or len(result.str_tokens) != 1:
+        return None
+    return [plotly_text(readable(token)) for token in result.str_tokens[0]]
+
+
+def _axis(update: Any, result: PatchResult, axis: str, n: int) -> None:
+    if not axis:
+        update(visible=False)
+        return
+    tokens = _tokens(result, axis)
+    options: dict[str, Any] = {"dtick": 1 if n <= 32 else None}
+    if tokens is not None:
+        options = {"tickvals": list(range(n)), "ticktext": tokens, "tickangle": -60}
+    update(title_text=_AXES.get(axis, axis), showgrid=False, **options)

@@ -1,0 +1,55 @@
+"""The out directory: nothing is written outside of it, and nothing of another kind beside it."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from lens_attr.errors import InputError
+from lens_attr.runs.job import Job
+from lens_attr.runs.manifest import MANIFEST, PLAN, SCAN
+from lens_attr.runs.shards import FOLDER
+from lens_attr.runs.sources import find
+
+OURS = (MANIFEST, PLAN, SCAN, FOLDER)
+UNFINISHED = ".tmp"
+"""Ending of files that were being written when a process was killed."""
+
+
+def own_directory(job: Job) -> Path:
+    """The out directory, made if it is not there.
+
+    Raises:
+        InputError: it is a file, holds something else, or leads elsewhere by a link.
+    """
+    out = Path(job.out).expanduser()
+    if out.exists() and not out.is_dir():
+        raise InputError(f"out {out} is a file: give a directory.")
+    held = [path.name for path in out.iterdir()] if out.exists() else []
+    strangers = [name for name in held if name not in OURS and not name.endswith(UNFINISHED)]
+    if strangers and MANIFEST not in held:
+        raise InputError(f"out {out} holds other things ({strangers[0]}): give a new directory.")
+    for name in OURS:
+        if (out / name).is_symlink():
+            raise InputError(
+                f"{out / name} is a link: a run writes nothing outside its out directory."
+            )
+    (out / FOLDER).mkdir(parents=True, exist_ok=True)
+    return out.resolve()
+
+
+def refuse_own_output(job: Job) -> None:
+    """Raise where the run would read what it writes.
+
+    Raises:
+        InputError: data inside ``out``.
+    """
+    out = Path(job.out).expanduser().resolve()
+    for path in find(job.data):
+        if path.resolve().is_relative_to(out):
+            raise InputError(f"the data {path} lies in the run's own out directory {out}.")
+
+
+def sweep(out: Path) -> None:
+    """Remove what killed processes left half written."""
+    for path in (*out.glob(f".*{UNFINISHED}"), *(out / FOLDER).glob(f".*{UNFINISHED}")):
+        path.unlink(missing_ok=True)

@@ -1,0 +1,155 @@
+"""This process, or several on this machine, each with the model loaded once."""
+
+from __future__ import annotations
+
+import io
+import multiprocessing as mp
+import signal
+from collections import Counter, deque
+from collections.abc import Iterable
+from contextlib import redirect_stdout
+from dataclasses import dataclass
+from multiprocessing.connection import Connection, wait
+from typing import Any
+
+import torch
+
+from lens_attr.errors import LensAttrError
+from lens_attr.runs.shards import Record
+from lens_attr.runs.worker import Answers, Setup, Work, Worker
+
+TRIES = 3
+"""Workers that may die over one shard."""
+
+
+def in_this_process(works: Iterable[Work], setup: Setup, model: Any) -> Answers:
+    """Do one shard after the other."""
+    worker = Worker(setup, model)
+    for work in works:
+        yield work, worker.do(work)
+
+
+def in_processes(works: Iterable[Work], setup: Setup, workers: int) -> Answers:
+    """Do the shards in processes of their own; a shard whose process dies is done again.
+
+    Raises:
+        LensAttrError: what a worker raised, or a shard that `TRIES` workers died over.
+    """
+    queue = _Queue(works)
+    team = [_Member(setup, number) for number in range(workers)]
+    try:
+        for member in team:
+            member.give(queue.next())
+        while busy := [member for member in team if member.work is not None]:
+            ready = wait([member.pipe for member in busy])
+            for member in (m for m in busy if m.pipe in ready):
+                answer = member.answer()
+                if answer is None:
+                    queue.put_back(member.died())
+                else:
+                    yield answer
+                member.give(queue.next())
+    finally:
+        for member in team:
+            member.stop()
+
+
+class _Queue:
+    """The works, those that a dead worker left behind first."""
+
+    def __init__(self, works: Iterable[Work]) -> None:
+        self._works = iter(works)
+        self._again: deque[Work] = deque()
+        self._deaths: Counter[int] = Counter()
+
+    def next(self) -> Work | None:
+        """None when nothing is left to hand out."""
+        return self._again.popleft() if self._again else next(self._works, None)
+
+    def put_back(self, work: Work) -> None:
+        """The worker died over this one."""
+        shard = work.planned.shard
+        self._deaths[shard] += 1
+        if self._deaths[shard] == TRIES:
+            raise LensAttrError(
+                f"{TRIES} workers died over rows {work.planned.start} to {work.planned.stop - 1}, "
+                "probably out of memory: set a smaller memory or tokens_per_batch in a new run."
+            )
+        self._again.append(work)
+
+
+@dataclass
+class _Member:
+    """One worker process, started anew when it dies."""
+
+    setup: Setup
+    number: int
+
+    def __post_init__(self) -> None:
+        self.work: Work | None = None
+        self._start()
+
+    def _start(self) -> None:
+        context = mp.get_context("spawn")
+        self.pipe, theirs = context.Pipe()
+        setup = Setup(self.setup.job, self.setup.manifest, self.setup.out, self._device())
+        self.process = context.Process(target=_main, args=(theirs, setup), daemon=True)
+        self.process.start()
+        theirs.close()
+
+    def _device(self) -> str | None:
+        wanted = self.setup.job.device or ("cuda" if torch.cuda.is_available() else "cpu")
+        return f"cuda:{self.number % torch.cuda.device_count()}" if wanted == "cuda" else None
+
+    def give(self, work: Work | None) -> None:
+        """Hand over the next shard, to a new process if the old one is gone."""
+        self.work = work
+        if work is None:
+            return
+        try:
+            self.pipe.send(work)
+        except OSError:
+            self._start()
+            self.pipe.send(work)
+
+    def answer(self) -> tuple[Work, Record | str] | None:
+        """What became of the work; None if the process died over it.
+
+        Raises:
+            Exception: whatever the worker raised.
+        """
+        assert self.work is not None
+        try:
+            said = self.pipe.recv()
+        except (EOFError, OSError):
+            return None
+        if isinstance(said, Exception):
+            raise said
+        return self.work, said
+
+    def died(self) -> Work:
+        """Start a new process; returns what the old one left undone."""
+        assert self.work is not None
+        self.stop()
+        self._start()
+        return self.work
+
+    def stop(self) -> None:
+        """End the process, whatever it does."""
+        self.pipe.close()
+        self.process.kill()
+        self.process.join()
+
+
+def _main(pipe: Connection, setup: Setup) -> None:
+    """A worker process. It ends when its parent does, because the pipe ends then."""
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is the parent's to handle
+    try:
+        with redirect_stdout(io.StringIO()):  # model libraries print while they load
+            worker = Worker(setup)
+        while True:
+            pipe.send(worker.do(pipe.recv()))
+    except (EOFError, BrokenPipeError):
+        return
+    except Exception as error:
+        pipe.send(error.with_traceback(None))

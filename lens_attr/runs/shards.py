@@ -1,0 +1,128 @@
+"""Output files: one Parquet file and one record per shard, each written whole or not at all."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from lens_attr.attribution.storage import write_whole
+
+SCHEMA = pa.schema(
+    [
+        pa.field("row", pa.int64(), nullable=False),
+        pa.field("str_tokens", pa.list_(pa.string())),
+        pa.field("tokens", pa.list_(pa.float32())),
+        pa.field("target_value", pa.float64()),
+        pa.field("target", pa.string()),
+        pa.field("position", pa.int32()),
+        pa.field("method", pa.string(), nullable=False),
+        pa.field("error", pa.string()),
+    ]
+)
+"""One row of the output per row of the input; see docs/how-to/runs.md."""
+
+FOLDER = "shards"
+
+
+@dataclass(frozen=True)
+class Value:
+    """What one row came to: the first five, or an error."""
+
+    row: int
+    str_tokens: list[str] | None = None
+    tokens: list[float] | None = None
+    target_value: float | None = None
+    target: str | None = None
+    position: int | None = None
+    error: str | None = None
+
+
+@dataclass(frozen=True)
+class Record:
+    """What is known of a finished shard.
+
+    Attributes:
+        shard: its number.
+        rows: first row, and one past the last.
+        file: name of its Parquet file.
+        sha256: checksum of that file.
+        errors: rows that hold an error.
+        written: False where only the error of writing could be written; such a shard is done
+            again at the next start.
+        batches: row indices as they were explained together, back-off splits included.
+        notices: what the reader of the results should know, each once.
+    """
+
+    shard: int
+    rows: tuple[int, int]
+    file: str
+    sha256: str
+    errors: int
+    written: bool
+    batches: list[list[int]]
+    notices: list[str]
+
+    def __len__(self) -> int:
+        return self.rows[1] - self.rows[0]
+
+
+class ShardFiles:
+    """The files of one shard under ``out``."""
+
+    def __init__(self, out: Path, shard: int) -> None:
+        self.folder = out / FOLDER
+        self.shard = shard
+        self.parquet = self.folder / f"{shard:06d}.parquet"
+        self.record = self.folder / f"{shard:06d}.json"
+        self.split = self.folder / f"{shard:06d}.split.json"
+
+    def write(self, values: Sequence[Value], method: str) -> str:
+        """Write the Parquet file; returns its checksum.
+
+        Raises:
+            OSError: the disk is full, ...
+        """
+        data = to_parquet(values, method)
+        write_whole(self.parquet, data)
+        return hashlib.sha256(data).hexdigest()
+
+    def finish(self, record: Record) -> None:
+        """Write the record that makes the shard count as done."""
+        write_whole(self.record, json.dumps(asdict(record)).encode())
+
+    def finished(self, verify: bool = False) -> Record | None:
+        """The record, None where the shard is not done or its file is not what was written."""
+        try:
+            fields = json.loads(self.record.read_text(encoding="utf-8"))
+            record = Record(**fields | {"rows": tuple(fields["rows"])})
+            if verify and hashlib.sha256(self.parquet.read_bytes()).hexdigest() != record.sha256:
+                return None
+        except (OSError, ValueError, TypeError, KeyError):
+            return None
+        return record
+
+    def keep_split(self, batches: list[list[int]]) -> None:
+        """Write down how an out-of-memory batch was split, before it is tried again."""
+        write_whole(self.split, json.dumps(batches).encode())
+
+    def splits(self) -> list[list[int]] | None:
+        """The batches as an earlier attempt had to split them."""
+        try:
+            return json.loads(self.split.read_text(encoding="utf-8"))
+        except OSError:
+            return None
+
+
+def to_parquet(values: Sequence[Value], method: str) -> bytes:
+    """The bytes of a Parquet file; the same values give the same bytes."""
+    columns = {name: [getattr(value, name) for value in values] for name in Value.__annotations__}
+    columns["method"] = [method] * len(values)
+    sink = pa.BufferOutputStream()
+    pq.write_table(pa.table(columns, schema=SCHEMA), sink, compression="zstd")
+    return sink.getvalue().to_pybytes()
