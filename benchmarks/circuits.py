@@ -1,6 +1,6 @@
 """How much faster pruning and patching are than the obvious loops, at GPT-2-small shape.
 
-    python benchmarks/circuits.py [--layers 12] [--rows 4] [--length 24] [--repeats 3]
+    python benchmarks/circuits.py [--backend hooked] [--layers 12] [--rows 4] [--repeats 3]
 
 Random weights, 50 257 tokens. Pruning is compared with one full forward per step and checked to
 give the same accuracy at every step; the head sweep with `transformer_lens.patching`, and checked
@@ -16,6 +16,7 @@ import json
 import os
 import platform
 import statistics
+import tempfile
 import time
 import warnings
 from collections.abc import Callable
@@ -25,15 +26,14 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import tokenizers
 import torch
 import transformers
 from torch import Tensor
 from transformer_lens import patching
-from transformer_lens.model_bridge import TransformerBridge
 
 import lens_attr as la
 from lens_attr.circuits import Ranking, patch, prune, random_ranking
-from lens_attr.graph import backend_class, resolve
 
 RESULTS = Path(__file__).parent / "results"
 AIMS = {"prune": 2.5, "head patching": 3.0}
@@ -70,35 +70,17 @@ class Row:
         ]
 
 
-def model_of(backend: str, layers: int) -> Any:
-    """GPT-2 small with random weights."""
+def saved_model(directory: Path, layers: int) -> Path:
+    """GPT-2 small with random weights, as a folder that every backend loads."""
     torch.manual_seed(0)
-    config = transformers.GPT2Config(n_layer=layers, attn_implementation="eager")
-    original = transformers.GPT2LMHeadModel(config).eval()
-    hooked = backend_class("HookedTransformer")
-    if backend == "TransformerBridge" or hooked is None:
-        return TransformerBridge.boot_transformers("gpt2", hf_model=original, device="cpu")
-    return hooked_copy(hooked, config).eval()
-
-
-def hooked_copy(hooked: Any, config: Any) -> Any:
-    """The same shape as a HookedTransformer."""
-    from transformer_lens import HookedTransformerConfig
-
-    shape = HookedTransformerConfig(
-        n_layers=config.n_layer,
-        d_model=config.n_embd,
-        n_ctx=config.n_positions,
-        n_heads=config.n_head,
-        d_head=config.n_embd // config.n_head,
-        d_mlp=4 * config.n_embd,
-        act_fn="gelu_new",
-        d_vocab=config.vocab_size,
-        normalization_type="LN",
-        device="cpu",
-        seed=0,
-    )
-    return hooked(shape)
+    config = transformers.GPT2Config(n_layer=layers, n_ctx=1024)
+    transformers.GPT2LMHeadModel(config).save_pretrained(directory)
+    words = {"<|endoftext|>": 50256, "<unk>": 0}
+    core = tokenizers.Tokenizer(tokenizers.models.WordLevel(words, unk_token="<unk>"))
+    end = dict.fromkeys(("bos_token", "eos_token", "pad_token"), "<|endoftext|>")
+    fast = transformers.PreTrainedTokenizerFast(tokenizer_object=core, **end)
+    fast.save_pretrained(directory)
+    return directory
 
 
 def timed(run: Callable[[], Any]) -> tuple[float, Any]:
@@ -193,12 +175,12 @@ def machine(arguments: argparse.Namespace) -> dict[str, Any]:
 
 
 def write(rows: list[Row], facts: dict[str, Any]) -> None:
-    """The table and the raw numbers, beside those of other TransformerLens versions."""
+    """The table and the raw numbers, beside those of other versions and backends."""
     RESULTS.mkdir(exist_ok=True)
     path = RESULTS / "circuits.json"
-    version = facts["versions"]["transformer-lens"]
     runs = json.loads(path.read_text()) if path.exists() else {}
-    runs[version] = {"facts": facts, "rows": [asdict(row) | {"ratio": row.ratio} for row in rows]}
+    name = f"TransformerLens {facts['versions']['transformer-lens']}, {rows[0].backend}"
+    runs[name] = {"facts": facts, "rows": [asdict(row) | {"ratio": row.ratio} for row in rows]}
     path.write_text(json.dumps(runs, indent=1) + "\n")
     header = ["what", "backend", "obvious loop, s", "lens_attr, s", "times faster", "aim", "equal?"]
     lines = [
@@ -210,7 +192,7 @@ def write(rows: list[Row], facts: dict[str, Any]) -> None:
         told = [Row(**{k: v for k, v in row.items() if k != "ratio"}) for row in run["rows"]]
         lines += [
             "",
-            f"## TransformerLens {name}",
+            f"## {name}",
             "",
             f"| {' | '.join(header)} |",
             "|---" * 7 + "|",
@@ -225,6 +207,7 @@ def main() -> None:
     for name, default in (("layers", 12), ("rows", 4), ("length", 24), ("repeats", 3)):
         parser.add_argument(f"--{name}", type=int, default=default)
     parser.add_argument("--threads", type=int, default=1)
+    parser.add_argument("--backend", choices=("hooked", "bridge"), default="bridge")
     arguments = parser.parse_args()
     torch.set_num_threads(arguments.threads)
     warnings.simplefilter("ignore")
@@ -235,16 +218,14 @@ def main() -> None:
         draw(arguments.rows, arguments.length),
     )
     pair = draw(arguments.rows, 2)
-    backends = ["TransformerBridge"]
-    if backend_class("HookedTransformer") is not None:
-        backends.insert(0, "HookedTransformer")
-    rows = []
-    for backend in backends:
-        model = model_of(backend, arguments.layers)
-        resolve(model)
-        rows.append(prune_row(model, clean, pair, arguments.repeats))
-        rows.append(patch_row(model, clean, corrupted, pair, arguments.repeats))
-        print(*(" | ".join(row.cells()) for row in rows[-2:]), sep="\n", flush=True)
+    with tempfile.TemporaryDirectory() as directory:
+        folder = saved_model(Path(directory), arguments.layers)
+        model = la.load(folder, arguments.backend, torch.float32, "cpu")
+    rows = [
+        prune_row(model, clean, pair, arguments.repeats),
+        patch_row(model, clean, corrupted, pair, arguments.repeats),
+    ]
+    print(*(" | ".join(row.cells()) for row in rows), sep="\n")
     write(rows, machine(arguments))
 
 

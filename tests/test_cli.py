@@ -22,7 +22,18 @@ from lens_attr.demo import DEMO_MODELS, generate
 from lens_attr.errors import InputError
 from lens_attr.types import Sample
 
-COMMANDS = ("attribute", "heads", "prune", "bench", "check", "run", "methods", "demo")
+COMMANDS = (
+    "attribute",
+    "heads",
+    "prune",
+    "patch",
+    "edges",
+    "bench",
+    "check",
+    "run",
+    "methods",
+    "demo",
+)
 TEXT = "the keys near the old cabinet"
 PAIR = ["--target", " are", "--foil", " is"]
 ESCAPE = "\x1b["

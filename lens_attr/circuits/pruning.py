@@ -7,7 +7,7 @@ from typing import Any, Literal, get_args
 
 import numpy as np
 import torch
-from jaxtyping import Bool
+from jaxtyping import Bool, Float
 from torch import Tensor
 
 from lens_attr.circuits.ablation import Ablator
@@ -115,12 +115,12 @@ def _curves(
     """One curve per ranking, everything evaluated together."""
     check_choice("order", order, get_args(Order))
     check_choice("ablation", ablation, get_args(Ablation))
-    graph = resolve(model)
-    for ranking in rankings:
-        _check_shape(graph, ranking)
     for name, value in (("batch_size", batch_size), ("steps", steps)):
         if value is not None and value < 1:
             raise InputError(f"{name} must be at least 1, got {value}.")
+    graph = resolve(model)
+    for ranking in rankings:
+        _check_shape(graph, ranking)
     orders = [ranking.order if order == "least" else ranking.order[::-1] for ranking in rankings]
     counts = _counts(len(orders[0]), steps)
     removed = torch.cat([_sets(units, counts, rankings[0].scores.shape) for units in orders])
@@ -130,21 +130,29 @@ def _curves(
     ablator = Ablator(graph, batch, resolved, rankings[0].unit, ablation, batch_size, seed)
     with bar("pruning", len(removed) * len(batch), progress) as advance:
         scores = ablator.scores(removed, advance).split(len(counts))
+    shared = {"order": order, "ablation": ablation, "n": len(batch), "counts": counts}
     return [
-        PruningCurve(
-            accuracy=(found > 0).double().mean(dim=1).numpy(),
-            logit_diff=found.mean(dim=1).numpy(),
-            pruned=units,
-            method=ranking.method,
-            order=order,
-            ablation=ablation,
-            n=len(batch),
-            metadata={"model": graph.describe(), "pool": ranking.pool, "ranked_on": ranking.n},
-            unit=ranking.unit,
-            counts=counts,
-        )
+        _curve(graph, ranking, units, found, shared)
         for ranking, units, found in zip(rankings, orders, scores, strict=True)
     ]
+
+
+def _curve(
+    graph: ModelGraph,
+    ranking: Ranking,
+    units: list[Head],
+    scores: Float[Tensor, "step sample"],
+    shared: dict[str, Any],
+) -> PruningCurve:
+    return PruningCurve(
+        accuracy=(scores > 0).double().mean(dim=1).numpy(),
+        logit_diff=scores.mean(dim=1).numpy(),
+        pruned=units,
+        method=ranking.method,
+        metadata={"model": graph.describe(), "pool": ranking.pool, "ranked_on": ranking.n},
+        unit=ranking.unit,
+        **shared,
+    )
 
 
 def _check_shape(graph: ModelGraph, ranking: Ranking) -> None:

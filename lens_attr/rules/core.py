@@ -103,7 +103,8 @@ def _graph_of(point: Point, activation: Tensor) -> Callable[[], object]:
     node: Any = activation.grad_fn
     if node is None or point.converted:
         return lambda: alive
-    node.metadata[_Alive] = alive
+    metadata: Any = node.metadata  # a dict, which torch's types call a method
+    metadata[_Alive] = alive
     return weakref.ref(alive)
 
 

@@ -22,7 +22,8 @@ class GreaterThan(Target):
     """P(last two digits > year) - P(last two digits <= year) (Hanna et al. 2023, arXiv 2305.00586).
 
     The text ends in the first two digits of a year ("... from the year 1352 to the year 13"); the
-    probabilities are of the hundred tokens "00" to "99" that may follow.
+    probabilities are of the hundred tokens "00" to "99". Whether a tokenizer would have merged all
+    four digits is left open, as in the paper, which chooses years that it does not.
 
     Attributes:
         year: the last two digits of the first year, one per example.
@@ -39,18 +40,15 @@ class GreaterThan(Target):
         """
         if len(self.year) != len(batch) or not all(0 <= one < N_YEARS for one in self.year):
             raise InputError(f"give one year from 0 to 99 for each of the {len(batch)} examples.")
-        ids = [_years(graph, batch, row) for row in range(len(batch))]
+        ids = _years(graph)
         position = resolve_positions(graph, batch, self.position)
-        columns = torch.tensor(
-            [[*row, year] for row, year in zip(ids, self.year, strict=True)], device=position.device
-        )
+        columns = torch.tensor([[*ids, year] for year in self.year], device=position.device)
         labels = [f"P(year > {year:02d}) - P(year <= {year:02d})" for year in self.year]
         return Resolved(position, _difference, labels, "probability", columns)
 
 
-def _years(graph: ModelGraph, batch: TokenBatch, row: int) -> list[int]:
-    prompt = None if batch.texts is None else batch.texts[row]
-    found = [continuation(graph, f"{year:02d}", prompt) for year in range(N_YEARS)]
+def _years(graph: ModelGraph) -> list[int]:
+    found = [continuation(graph, f"{year:02d}") for year in range(N_YEARS)]
     split = next((year for year, pieces in enumerate(found) if len(pieces) > 1), None)
     if split is not None:
         raise InputError(
