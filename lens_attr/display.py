@@ -43,12 +43,27 @@ class Glance:
     table: pd.DataFrame | None = None
 
 
-class Shown:
-    """A result that shows itself in Jupyter and through rich's ``print``."""
+MOST_ROWS = 10
+"""Rows of a table that a result shows of itself."""
 
+
+class Shown:
+    """A result that shows itself in Jupyter, through rich's ``print``, and in one line as repr.
+
+    A dataclass that derives from it must be declared with ``repr=False``.
+    """
+
+    @property
     @abstractmethod
+    def headline(self) -> str:
+        """The result in one line."""
+
     def glance(self) -> Glance:
         """What is shown."""
+        return Glance(self.headline)
+
+    def __repr__(self) -> str:
+        return f"{type(self).__name__}({self.headline})"
 
     def _repr_html_(self) -> str:
         return importlib.import_module("lens_attr.plots.at_a_glance").html_of(self.glance())

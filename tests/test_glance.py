@@ -12,6 +12,7 @@ import torch
 from rich.console import Console
 from test_plots import relevance
 
+import lens_attr as la
 from lens_attr.attribution.comparison import Comparison
 from lens_attr.attribution.conservation import Conservation
 from lens_attr.display import ColouredText, Glance, Shown, cell
@@ -141,3 +142,71 @@ def test_an_audit_says_where_the_true_gradient_is_kept() -> None:
         {"role": "norm_scale", "rule": "FreezeNorm", "hook_points": 2, "fired": 2},
         {"role": "z", "rule": "none: true gradient", "hook_points": 1, "fired": 1},
     ]
+
+
+@pytest.fixture(scope="module")
+def made() -> dict[str, Shown]:
+    """Results of everything else, from a few sentences."""
+    model = la.load("demo-gpt2")
+    circuits = la.circuits
+    pairs = circuits.sva_pairs(20, seed=1).aligned(model)[:3]
+    clean, corrupted, target = pairs.inputs(model)
+    run = (model, clean, corrupted, target)
+    ranking = circuits.head_scores(model, (clean, target))
+    curves = circuits.compare_pruning(model, (clean, target), [ranking], seeds=2)
+    patched = circuits.patch(*run)
+    edges = circuits.edge_scores(*run)
+    circuit = circuits.extract(edges, 30)
+    faithfulness = circuits.compare_faithfulness(*run[:1], [edges], *run[1:], seeds=1)
+    results = [
+        ranking,
+        curves,
+        curves.curves[0],
+        patched,
+        circuits.agreement(la.attribute(model, clean, target), patched),
+        edges,
+        circuits.node_scores(*run),
+        circuit,
+        circuits.evaluate(model, circuit, clean, corrupted, target),
+        faithfulness,
+        faithfulness.curves[0],
+        circuits.self_repair(model, clean[:1], la.TopLogit(), layers=[0], heads=[0]),
+        la.evaluation.bench(model, "sva", ["lrp"], n=5),
+    ]
+    return {type(result).__name__: result for result in results}
+
+
+OTHERS = {
+    "Ranking": "24 heads by attnlrp, mean of 3 samples",
+    "PruningComparison": "1 ranking pruned, beside 2 random orders",
+    "PruningCurve": "attnlrp: area ",
+    "PatchResult": "denoise head, source other: layer x head, 3 examples",
+    "Agreement": "signed attribution against exact ",
+    "EdgeScores": "927 edges by eap, in logit, 3 samples",
+    "NodeScores": "24 heads by eap patching, in logit",
+    "Circuit": " of 927 edges, ",
+    "CircuitEvaluation": "faithfulness ",
+    "FaithfulnessComparison": "1 ranking of edges, beside 1 random order",
+    "FaithfulnessCurve": "eap, top, absolute: CPR ",
+    "SelfRepair": " of keys, mean ablation, in logit",
+    "BenchTable": "sva: ",
+}
+
+
+@pytest.mark.parametrize("name", OTHERS)
+def test_every_other_result_shows_itself_too(name: str, made: dict[str, Shown]) -> None:
+    shown = made[name]
+    assert OTHERS[name] in shown.headline
+    page = Tags(shown._repr_html_())
+    assert shown.headline in page.text and "table" in page.tags
+    assert shown.headline in " ".join(in_terminal(shown, width=400).split())
+    assert len(shown._repr_html_()) < 12_000 and len(repr(shown)) < 200
+
+
+def test_every_public_result_shows_itself(made: dict[str, Shown]) -> None:
+    """A result that can be drawn can be looked at without drawing it."""
+    for package in (la.circuits, la.evaluation):
+        drawn = [getattr(package, name) for name in package.__all__]
+        drawn = [kind for kind in drawn if isinstance(kind, type) and hasattr(kind, "plot")]
+        assert drawn
+        assert {kind.__name__ for kind in drawn} <= made.keys()

@@ -25,20 +25,21 @@ class Comparison(Shown):
     def __getitem__(self, method: str) -> Relevance:
         return self.results[method]
 
-    def __repr__(self) -> str:
-        return f"Comparison({', '.join(self.results)})"
+    @property
+    def headline(self) -> str:
+        """What was explained, of the first example."""
+        first = next(iter(self.results.values()))
+        explained = f"{first.target[0]} = {display.number(float(first.target_value[0]))}"
+        return explained + (f", first of {len(first)} examples" if len(first) > 1 else "")
 
     def glance(self) -> Glance:
         """The first example, once per method."""
-        first = next(iter(self.results.values()))
-        explained = f"{first.target[0]} = {display.number(float(first.target_value[0]))}"
-        others = f", first of {len(first)} examples" if len(first) > 1 else ""
         texts = []
         for name, result in self.results.items():
             text = result.coloured_text()
             total = display.number(sum(text.values))
             texts.append(replace(text, heading=f"{name}: adds up to {total} {result.unit}"))
-        return Glance(explained + others, texts)
+        return Glance(self.headline, texts)
 
     def to_pandas(self, example: int = 0) -> pd.DataFrame:
         """One row per token, one column per method, for one example."""

@@ -63,15 +63,17 @@ class Conservation(Shown):
         frame = pd.DataFrame(rows, columns=["layer", "part", "lost"])
         return frame.assign(layer=frame["layer"].astype("Int64"), unit=self.unit)
 
-    def __repr__(self) -> str:
-        return f"Conservation({self})"
+    @property
+    def headline(self) -> str:
+        """The sum of the first example."""
+        return str(self).splitlines()[0]
 
     def glance(self) -> Glance:
         """The sums of every example, and for the first one what each block lost in each part."""
-        headline, *others = str(self).splitlines()
+        _, *others = str(self).splitlines()
         table = pd.DataFrame({name: lost[0].tolist() for name, lost in self.layers.items()})
         table.insert(0, "block", range(len(table)))
-        return Glance(headline, notes=others, table=table.iloc[::-1])
+        return Glance(self.headline, notes=others, table=table.iloc[::-1])
 
     def __str__(self) -> str:
         lines = []

@@ -103,16 +103,15 @@ class Relevance(Shown):
     def __iter__(self) -> Iterator[Relevance]:
         return (self[i] for i in range(len(self)))
 
-    def __repr__(self) -> str:
-        return f"Relevance({self._headline()})"
-
     def glance(self) -> Glance:
         """The coloured texts, up to the first 8 examples."""
         shown = [self.coloured_text(i) for i in range(min(len(self), MOST_SHOWN))]
         notes = [f"... and {len(self) - MOST_SHOWN} more"] if len(self) > MOST_SHOWN else []
-        return Glance(self._headline(), shown, [*notes, *self.metadata.get("notices", ())])
+        return Glance(self.headline, shown, [*notes, *self.metadata.get("notices", ())])
 
-    def _headline(self) -> str:
+    @property
+    def headline(self) -> str:
+        """Method, number of examples, unit."""
         return f"{self.method}, {display.count(len(self), 'example')}, in {self.unit}"
 
     def coloured_text(self, example: int = 0) -> ColouredText:

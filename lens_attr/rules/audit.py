@@ -59,18 +59,19 @@ class Audit(Shown):
         frame = pd.DataFrame([vars(row) for row in self.coverage], columns=columns)
         return frame.assign(layer=frame["layer"].astype("Int64"))
 
-    def __repr__(self) -> str:
-        return f"Audit({self})"
+    @property
+    def headline(self) -> str:
+        """The verdict."""
+        return str(self).splitlines()[0]
 
     def glance(self) -> Glance:
         """The verdict, and what happens at each kind of hook point."""
-        headline, *_ = str(self).splitlines()
         if not self.coverage:
-            return Glance(headline, notes=self.reasons)
+            return Glance(self.headline, notes=self.reasons)
         kinds = self.to_pandas().groupby(["role", "rule"], sort=False)
         table = kinds.agg(hook_points=("hook_point", "size"), fired=("fired", "sum")).reset_index()
         table["rule"] = table["rule"].replace("", "none: true gradient")
-        return Glance(headline, notes=self.reasons, table=table)
+        return Glance(self.headline, notes=self.reasons, table=table)
 
     def __str__(self) -> str:
         acted = sum(bool(row.rule) for row in self.coverage)
