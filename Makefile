@@ -14,6 +14,7 @@ INPUTS := pyproject.toml $(CONSTRAINTS)
 ENV_39 := $(ENVS)/tl39
 ENV_4 := $(ENVS)/tl4
 ENV_WHEEL := $(ENVS)/wheel
+ENV_DOCS := $(ENVS)/docs
 NEWEST_4 := transformer-lens>=4,<5
 
 # Bytecode is left to the first import: most installed modules are never imported.
@@ -23,13 +24,16 @@ PYTEST := -m pytest -n auto $(PYTEST_ARGS)
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
 .NOTPARALLEL:
-.PHONY: help demo bench-demo test lint format test-39 test-4 build test-wheel clean
+.PHONY: help demo docs bench-demo test lint format test-39 test-4 build test-wheel clean
 
 help: ## list the targets
 	@awk -F ':.*## ' '/^[a-z0-9-]+:.*## / {printf "make %-12s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
 
 demo: $(ENV_4)/installed ## explain the demo models, figures and report in out/demo
 	$(ENV_4)/bin/lens-attr demo --out $(OUT)
+
+docs: $(ENV_DOCS)/installed ## the documentation in out/docs; a broken link fails
+	NO_MKDOCS_2_WARNING=1 $(ENV_DOCS)/bin/mkdocs build
 
 bench-demo: $(ENV_39)/installed ## every method on the demo models, tables in benchmarks/results
 	for model in demo-gpt2 demo-llama demo-bert; do \
@@ -77,11 +81,15 @@ clean: ## remove everything that make made, environments too
 
 $(ENV_39)/installed: REQUIREMENTS := -e ".[dev]" "transformer-lens==3.9.*"
 $(ENV_4)/installed: REQUIREMENTS := -e ".[test]" "$(NEWEST_4)"
+# The docs are read from the source, not imported: the extra alone, without torch.
+$(ENV_DOCS)/installed: REQUIREMENTS = $(shell $(PYTHON) -c "import tomllib; \
+	project = tomllib.load(open('pyproject.toml', 'rb'))['project']; \
+	print(*map(repr, project['optional-dependencies']['docs']))")
 
-$(ENV_39)/installed $(ENV_4)/installed: $(ENVS)/%/installed: $(INPUTS)
+$(ENV_39)/installed $(ENV_4)/installed $(ENV_DOCS)/installed: $(ENVS)/%/installed: $(INPUTS)
 	test -x $(@D)/bin/python || $(PYTHON) -m venv $(@D)
 	$(@D)/bin/python $(PIP) $(REQUIREMENTS)
-	@$(@D)/bin/python -m pip list 2>/dev/null | grep -E '^(torch|transformer-lens|transformers) '
+	@$(@D)/bin/python -m pip list 2>/dev/null | grep -E '^(torch|transformer-lens|transformers|mkdocs) '
 	@touch $@
 
 $(ENV_WHEEL)/made: $(INPUTS)

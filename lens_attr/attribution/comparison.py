@@ -3,26 +3,43 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
 import pandas as pd
 
 from lens_attr import display
 from lens_attr.attribution.relevance import Relevance
+from lens_attr.display import Glance, Shown
 
 if TYPE_CHECKING:
     import plotly.graph_objects as go
 
 
-@dataclass(frozen=True)
-class Comparison:
+@dataclass(frozen=True, repr=False)
+class Comparison(Shown):
     """The relevance of every method for the same input and target, by method name."""
 
     results: Mapping[str, Relevance]
 
     def __getitem__(self, method: str) -> Relevance:
         return self.results[method]
+
+    @property
+    def headline(self) -> str:
+        """What was explained, of the first example."""
+        first = next(iter(self.results.values()))
+        explained = f"{first.target[0]} = {display.number(float(first.target_value[0]))}"
+        return explained + (f", first of {len(first)} examples" if len(first) > 1 else "")
+
+    def glance(self) -> Glance:
+        """The first example, once per method."""
+        texts = []
+        for name, result in self.results.items():
+            text = result.coloured_text()
+            total = display.number(sum(text.values))
+            texts.append(replace(text, heading=f"{name}: adds up to {total} {result.unit}"))
+        return Glance(self.headline, texts)
 
     def to_pandas(self, example: int = 0) -> pd.DataFrame:
         """One row per token, one column per method, for one example."""

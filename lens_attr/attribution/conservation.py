@@ -10,6 +10,7 @@ import pandas as pd
 from jaxtyping import Float
 from torch import Tensor
 
+from lens_attr.display import Glance, Shown
 from lens_attr.errors import InputError
 
 if TYPE_CHECKING:
@@ -18,8 +19,8 @@ if TYPE_CHECKING:
 SEQUENTIAL_PARTS = ("attention", "attention output bias", "mlp", "mlp output bias")
 
 
-@dataclass(frozen=True)
-class Conservation:
+@dataclass(frozen=True, repr=False)
+class Conservation(Shown):
     """Target = relevance of the input + what was lost on the way.
 
     A conserving method (LRP without biases) loses nothing. Losses are signed: relevance that
@@ -61,6 +62,18 @@ class Conservation:
                 rows.append((layer, name, float(lost[example, layer])))
         frame = pd.DataFrame(rows, columns=["layer", "part", "lost"])
         return frame.assign(layer=frame["layer"].astype("Int64"), unit=self.unit)
+
+    @property
+    def headline(self) -> str:
+        """The sum of the first example."""
+        return str(self).splitlines()[0]
+
+    def glance(self) -> Glance:
+        """The sums of every example, and for the first one what each block lost in each part."""
+        _, *others = str(self).splitlines()
+        table = pd.DataFrame({name: lost[0].tolist() for name, lost in self.layers.items()})
+        table.insert(0, "block", range(len(table)))
+        return Glance(self.headline, notes=others, table=table.iloc[::-1])
 
     def __str__(self) -> str:
         lines = []

@@ -25,6 +25,7 @@ from lens_attr.attribution.integrated_gradients import (
 )
 from lens_attr.attribution.occlusion import Occlusion
 from lens_attr.errors import InputError, did_you_mean
+from lens_attr.rules.presets import SWITCHES
 
 
 @dataclass(frozen=True)
@@ -65,6 +66,29 @@ class Method:
                         f"{self.name} has no option {option!r}; {did_you_mean(option, known)}"
                     )
         return self.make(**options)
+
+    def options(self) -> dict[str, Any]:
+        """Every option and its default; those of a method made of rules include its switches."""
+        explainer = self.make()
+        found = {field.name: getattr(explainer, field.name) for field in fields(explainer)}
+        rules = found.pop("rules", None)
+        return found if rules is None else vars(SWITCHES[rules.name]) | found
+
+    def to_markdown(self) -> str:
+        """The facts as the method's page in the docs shows them."""
+        options = (f"`{name}={default!r}`" for name, default in self.options().items())
+        facts = {
+            "name": f"`{self.name}`",
+            "what it computes": self.summary,
+            "defined for": self.defined_for,
+            "explains a chosen target": "yes" if self.target_aware else "no, it knows no target",
+            "sums to the target": self.conserves,
+            "cost": self.cost,
+            "source": self.source,
+            "options": ", ".join(options) or "none",
+        }
+        rows = (f"| {name} | {value} |" for name, value in facts.items())
+        return "\n".join(["| fact | |", "|---|---|", *rows])
 
 
 EVERY_FAMILY = "every supported family"

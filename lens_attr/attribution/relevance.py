@@ -14,6 +14,7 @@ from torch import Tensor
 from lens_attr import display
 from lens_attr.attribution import storage
 from lens_attr.attribution.conservation import Conservation, conservation_of
+from lens_attr.display import ColouredText, Glance, Shown
 from lens_attr.errors import InputError, did_you_mean
 
 if TYPE_CHECKING:
@@ -27,8 +28,12 @@ Pool = Literal["sum", "relu_token", "relu_dim"]
 """
 
 
-@dataclass(frozen=True)
-class Relevance:
+MOST_SHOWN = 8
+"""Examples that a result shows of itself."""
+
+
+@dataclass(frozen=True, repr=False)
+class Relevance(Shown):
     """What each part of the input and of the model contributed to one number, per example.
 
     Padded positions hold zero everywhere. ``B`` examples, ``P`` positions, ``L`` layers, ``H``
@@ -97,6 +102,24 @@ class Relevance:
 
     def __iter__(self) -> Iterator[Relevance]:
         return (self[i] for i in range(len(self)))
+
+    def glance(self) -> Glance:
+        """The coloured texts, up to the first 8 examples."""
+        shown = [self.coloured_text(i) for i in range(min(len(self), MOST_SHOWN))]
+        notes = [f"... and {len(self) - MOST_SHOWN} more"] if len(self) > MOST_SHOWN else []
+        return Glance(self.headline, shown, [*notes, *self.metadata.get("notices", ())])
+
+    @property
+    def headline(self) -> str:
+        """Method, number of examples, unit."""
+        return f"{self.method}, {display.count(len(self), 'example')}, in {self.unit}"
+
+    def coloured_text(self, example: int = 0) -> ColouredText:
+        """One example's tokens and relevance, headed by what was explained."""
+        values = self.real_tokens(example).double().tolist()
+        explained = f"{self.target[example]} = {display.number(float(self.target_value[example]))}"
+        heading = f"{explained}; relevance adds up to {display.number(sum(values))} {self.unit}"
+        return ColouredText(heading, self.real_str_tokens(example), values, self.unit)
 
     def real_str_tokens(self, example: int = 0) -> list[str]:
         """The strings of one example without padding."""

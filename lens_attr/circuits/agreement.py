@@ -16,6 +16,7 @@ from lens_attr.attribution import Pool, Relevance
 from lens_attr.circuits.patch_result import PatchResult
 from lens_attr.circuits.results import Ranking
 from lens_attr.circuits.units import check_choice
+from lens_attr.display import Glance, Shown
 from lens_attr.errors import InputError
 
 if TYPE_CHECKING:
@@ -48,8 +49,8 @@ DIMS = {
 """Axes, after the example, of the relevance of a unit; "" is always summed."""
 
 
-@dataclass(frozen=True)
-class Agreement:
+@dataclass(frozen=True, repr=False)
+class Agreement(Shown):
     """Attributions against the exact effect of the same cells.
 
     Attributes:
@@ -71,6 +72,15 @@ class Agreement:
     what: str = ""
     effect_unit: str = "logit"
     metadata: Mapping[str, Any] = field(default_factory=dict)
+
+    @property
+    def headline(self) -> str:
+        """What is compared with what."""
+        return f"{self.compared} attribution against exact {self.what} patching"
+
+    def glance(self) -> Glance:
+        """One row per method."""
+        return Glance(self.headline, table=self.to_pandas())
 
     def to_pandas(self) -> pd.DataFrame:
         """One row per method, best Spearman first.

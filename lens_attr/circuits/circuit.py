@@ -16,6 +16,7 @@ from lens_attr import display
 from lens_attr.circuits.files import read_json, write_json
 from lens_attr.circuits.results import Head
 from lens_attr.circuits.wiring import Node, Wiring
+from lens_attr.display import Glance, Shown
 from lens_attr.errors import InputError, SavedResultError
 
 if TYPE_CHECKING:
@@ -23,8 +24,8 @@ if TYPE_CHECKING:
     import plotly.graph_objects as go
 
 
-@dataclass(frozen=True)
-class Circuit:
+@dataclass(frozen=True, repr=False)
+class Circuit(Shown):
     """Some edges of a model; everything else counts as corrupted.
 
     Attributes:
@@ -97,6 +98,16 @@ class Circuit:
             if (smaller == kept).all():
                 return Circuit(self.wiring, kept, self.scores, self.metadata)
             kept = smaller
+
+    @property
+    def headline(self) -> str:
+        """Its size."""
+        edges = f"{len(self)} of {display.count(self.wiring.n_edges, 'edge')}"
+        return f"{edges}, {display.count(len(self.heads), 'head')}"
+
+    def glance(self) -> Glance:
+        """The edges of largest score."""
+        return Glance(self.headline, table=self.to_pandas().head(display.MOST_ROWS))
 
     def to_pandas(self) -> pd.DataFrame:
         """One row per edge: source, target, score."""

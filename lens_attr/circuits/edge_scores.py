@@ -16,6 +16,7 @@ from lens_attr import display
 from lens_attr.circuits.circuit import Circuit, edge_frame
 from lens_attr.circuits.files import read_json, write_json
 from lens_attr.circuits.wiring import Wiring
+from lens_attr.display import Glance, Shown
 from lens_attr.errors import InputError, SavedResultError, did_you_mean
 
 if TYPE_CHECKING:
@@ -28,8 +29,8 @@ corruption lowers the target most, those whose corruption raises it last."""
 ORDERINGS: tuple[Ordering, ...] = get_args(Ordering)
 
 
-@dataclass(frozen=True)
-class EdgeScores:
+@dataclass(frozen=True, repr=False)
+class EdgeScores(Shown):
     """Predicted or measured change of the target when an edge carries its corrupted value.
 
     Attributes:
@@ -64,6 +65,16 @@ class EdgeScores:
         check_ordering(ordering)
         chosen = np.abs(self.scores) if ordering == "absolute" else -self.scores
         return np.where(self.wiring.exists, chosen, -np.inf)
+
+    @property
+    def headline(self) -> str:
+        """What scored how many edges."""
+        edges = display.count(self.wiring.n_edges, "edge")
+        return f"{edges} by {self.method}, in {self.unit}, {display.count(self.n, 'sample')}"
+
+    def glance(self) -> Glance:
+        """The edges of largest effect."""
+        return Glance(self.headline, table=self.to_pandas().head(display.MOST_ROWS))
 
     def to_pandas(self) -> pd.DataFrame:
         """One row per edge, largest effect first: source, target, score, method."""

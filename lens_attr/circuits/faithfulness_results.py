@@ -14,6 +14,7 @@ from numpy.typing import NDArray
 from lens_attr import display
 from lens_attr.circuits.edge_scores import Ordering
 from lens_attr.circuits.extraction import By
+from lens_attr.display import Glance, Shown
 
 if TYPE_CHECKING:
     import plotly.graph_objects as go
@@ -21,8 +22,8 @@ if TYPE_CHECKING:
 Axis = Literal["fraction", "percentage"]
 
 
-@dataclass(frozen=True)
-class CircuitEvaluation:
+@dataclass(frozen=True, repr=False)
+class CircuitEvaluation(Shown):
     """A circuit against the whole model and against none of it.
 
     Attributes:
@@ -56,6 +57,16 @@ class CircuitEvaluation:
         """Share of the model's edges that the circuit has."""
         return self.n_edges / self.n_edges_model
 
+    @property
+    def headline(self) -> str:
+        """Faithfulness and size."""
+        edges = f"{self.n_edges} of {display.count(self.n_edges_model, 'edge')}"
+        return f"faithfulness {self.faithfulness:.3f} with {edges}"
+
+    def glance(self) -> Glance:
+        """The means behind it."""
+        return Glance(self.headline, table=self.to_pandas())
+
     def to_pandas(self) -> pd.DataFrame:
         """One row: faithfulness, circuit, model, corrupted (means), n_edges, fraction, n."""
         row = {
@@ -70,8 +81,8 @@ class CircuitEvaluation:
         return pd.DataFrame([row])
 
 
-@dataclass(frozen=True)
-class FaithfulnessCurve:
+@dataclass(frozen=True, repr=False)
+class FaithfulnessCurve(Shown):
     """Faithfulness of circuits of growing size, all from one ranking of edges.
 
     Attributes:
@@ -115,6 +126,15 @@ class FaithfulnessCurve:
         """Circuit-model distance: integral of |1 - f| over the axis, trapezoid (MIB)."""
         return float(np.trapezoid(np.abs(1 - self.faithfulness), self.x))
 
+    @property
+    def headline(self) -> str:
+        """Its integrals."""
+        return f"{self.method}, {self.by}, {self.ordering}: CPR {self.cpr:.3f}, CMD {self.cmd:.3f}"
+
+    def glance(self) -> Glance:
+        """Every size."""
+        return Glance(self.headline, table=self.to_pandas())
+
     def to_pandas(self) -> pd.DataFrame:
         """One row per size: method, percentage, n_edges, fraction, faithfulness, circuit, ..."""
         rows = pd.concat([e.to_pandas() for e in self.evaluations], ignore_index=True)
@@ -129,8 +149,8 @@ class FaithfulnessCurve:
         return display.figure_of("faithfulness", FaithfulnessComparison([self]), **options)
 
 
-@dataclass(frozen=True)
-class FaithfulnessComparison:
+@dataclass(frozen=True, repr=False)
+class FaithfulnessComparison(Shown):
     """Several rankings of edges on the same samples, with random orders as the yardstick.
 
     Attributes:
@@ -151,6 +171,16 @@ class FaithfulnessComparison:
             row["random_cpr"] = float(np.mean([c.cpr for c in self.random]))
             row["random_cmd"] = float(np.mean([c.cmd for c in self.random]))
         return pd.DataFrame(rows).sort_values("cpr", ascending=False, ignore_index=True)
+
+    @property
+    def headline(self) -> str:
+        """How many rankings, how many random orders."""
+        n = display.count(len(self.curves), "ranking")
+        return f"{n} of edges, beside {display.count(len(self.random), 'random order')}"
+
+    def glance(self) -> Glance:
+        """The summary."""
+        return Glance(self.headline, table=self.summary())
 
     def to_pandas(self) -> pd.DataFrame:
         """Every size of every curve, the random ones included."""

@@ -13,14 +13,15 @@ from numpy.typing import NDArray
 
 from lens_attr import display
 from lens_attr.circuits.results import Ranking
+from lens_attr.display import Glance, Shown
 from lens_attr.errors import InputError
 
 if TYPE_CHECKING:
     import plotly.graph_objects as go
 
 
-@dataclass(frozen=True)
-class NodeScores:
+@dataclass(frozen=True, repr=False)
+class NodeScores(Shown):
     """Predicted change of the target when a node takes its corrupted value.
 
     Attributes:
@@ -41,6 +42,16 @@ class NodeScores:
     target_unit: str = "logit"
     n: int = 0
     metadata: Mapping[str, Any] = field(default_factory=dict)
+
+    @property
+    def headline(self) -> str:
+        """What scored how many nodes."""
+        nodes = display.count(self.scores.size, self.unit)
+        return f"{nodes} by {self.method} patching, in {self.target_unit}"
+
+    def glance(self) -> Glance:
+        """The nodes of largest effect."""
+        return Glance(self.headline, table=self.to_pandas().head(display.MOST_ROWS))
 
     def to_pandas(self) -> pd.DataFrame:
         """One row per node, largest effect first: a column per axis, score, method."""

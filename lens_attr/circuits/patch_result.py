@@ -14,6 +14,7 @@ from torch import Tensor
 
 from lens_attr import display
 from lens_attr.attribution import storage
+from lens_attr.display import Glance, Shown
 from lens_attr.errors import InputError, SavedResultError
 
 if TYPE_CHECKING:
@@ -24,8 +25,8 @@ TENSORS = ("per_example", "unpatched", "other")
 PLAIN = ("axes", "unit", "mode", "source", "target", "target_unit", "str_tokens")
 
 
-@dataclass(frozen=True)
-class PatchResult:
+@dataclass(frozen=True, repr=False)
+class PatchResult(Shown):
     """The target of the patched run, for every cell (layer and head, layer and position, ...).
 
     Attributes:
@@ -92,6 +93,21 @@ class PatchResult:
         if gap == 0:
             raise InputError("both runs have the same target, so there is no share of the way.")
         return self.effects / gap
+
+    @property
+    def headline(self) -> str:
+        """What was patched."""
+        what = f"{self.mode} {self.unit}, source {self.source}"
+        return f"{what}: {' x '.join(self.axes)}, {display.count(len(self), 'example')}"
+
+    def glance(self) -> Glance:
+        """The cells of largest effect."""
+        return Glance(
+            self.headline,
+            table=self.to_pandas()
+            .sort_values("effect", key=abs, ascending=False)
+            .head(display.MOST_ROWS),
+        )
 
     def to_pandas(self) -> pd.DataFrame:
         """One row per cell: its axes, effect, metric, and the effect's standard error.

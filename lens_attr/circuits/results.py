@@ -13,16 +13,23 @@ from numpy.typing import NDArray
 
 from lens_attr import display
 from lens_attr.circuits.units import Unit
+from lens_attr.display import Glance, Shown
 
 if TYPE_CHECKING:
     import plotly.graph_objects as go
+
+
+def _evenly(n: int) -> list[int]:
+    """About ten indices from the first to the last."""
+    return sorted({round(i) for i in np.linspace(0, n - 1, display.MOST_ROWS + 1)})
+
 
 Head = tuple[int, int]
 """(layer, head); of MLPs (layer, 0), of neurons (layer, neuron)"""
 
 
-@dataclass(frozen=True)
-class Ranking:
+@dataclass(frozen=True, repr=False)
+class Ranking(Shown):
     """Heads (or MLPs, or neurons) ordered by a score, least relevant first.
 
     Attributes:
@@ -46,6 +53,16 @@ class Ranking:
         layers, heads = np.unravel_index(flat, self.scores.shape)
         return [(int(layer), int(head)) for layer, head in zip(layers, heads, strict=True)]
 
+    @property
+    def headline(self) -> str:
+        """What is ranked by what."""
+        unit = display.count(self.scores.size, self.unit)
+        return f"{unit} by {self.method}" + (f", mean of {self.n} samples" if self.n else "")
+
+    def glance(self) -> Glance:
+        """The units of highest score."""
+        return Glance(self.headline, table=self.to_pandas()[::-1].head(display.MOST_ROWS))
+
     def to_pandas(self) -> pd.DataFrame:
         """One row per unit, least relevant first: layer, head, score, rank (0 = least).
 
@@ -57,8 +74,8 @@ class Ranking:
         return frame.assign(rank=range(len(frame)), method=self.method, pool=self.pool)
 
 
-@dataclass(frozen=True)
-class PruningCurve:
+@dataclass(frozen=True, repr=False)
+class PruningCurve(Shown):
     """Accuracy while heads (or other units) are removed; step 0 is the whole model.
 
     Attributes:
@@ -103,6 +120,16 @@ class PruningCurve:
         """Area under accuracy against fraction pruned (trapezoid); between 0 and 1."""
         return float(np.trapezoid(self.accuracy, self.fraction))
 
+    @property
+    def headline(self) -> str:
+        """Area, and how it was pruned."""
+        what = f"{self.order} relevant {self.unit}s first, {self.ablation} ablation"
+        return f"{self.method}: area {self.area:.3f}, {what}, {display.count(self.n, 'sample')}"
+
+    def glance(self) -> Glance:
+        """About ten steps of the curve."""
+        return Glance(self.headline, table=self.to_pandas().iloc[_evenly(len(self.accuracy)), 3:])
+
     def to_pandas(self) -> pd.DataFrame:
         """One row per step: step, fraction, layer, head (the head just removed), accuracy, ...
 
@@ -130,8 +157,8 @@ class PruningCurve:
         return display.figure_of("pruning", PruningComparison(curves=[self]), **options)
 
 
-@dataclass(frozen=True)
-class PruningComparison:
+@dataclass(frozen=True, repr=False)
+class PruningComparison(Shown):
     """Several rankings pruned on the same samples, with random orders as the yardstick.
 
     Attributes:
@@ -168,6 +195,16 @@ class PruningComparison:
                 }
             rows.append(row)
         return pd.DataFrame(rows).sort_values("area", ascending=False, ignore_index=True)
+
+    @property
+    def headline(self) -> str:
+        """How many rankings, how many random orders."""
+        n = display.count(len(self.curves), "ranking")
+        return f"{n} pruned, beside {display.count(len(self.random), 'random order')}"
+
+    def glance(self) -> Glance:
+        """The summary."""
+        return Glance(self.headline, table=self.summary())
 
     def to_pandas(self) -> pd.DataFrame:
         """Every step of every curve, the random ones included."""

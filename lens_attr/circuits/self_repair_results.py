@@ -12,6 +12,7 @@ from jaxtyping import Float
 from numpy.typing import NDArray
 
 from lens_attr import display
+from lens_attr.display import Glance, Shown
 from lens_attr.errors import InputError
 
 if TYPE_CHECKING:
@@ -25,8 +26,8 @@ from the sum of their single effects."""
 ROW = ["example", "layer", "head", "query"]
 
 
-@dataclass(frozen=True)
-class SelfRepair:
+@dataclass(frozen=True, repr=False)
+class SelfRepair(Shown):
     """What happens when scores of a (head, query) row are ablated one by one and together.
 
     Effects are the target after an ablation minus before.
@@ -55,6 +56,16 @@ class SelfRepair:
     shape: tuple[int, int]
     unit: str = "logit"
     metadata: Mapping[str, Any] = field(default_factory=dict)
+
+    @property
+    def headline(self) -> str:
+        """How many pairs were ablated."""
+        pairs = f"{display.count(len(self.pairs), 'pair')} of keys"
+        return f"{pairs}, {self.replace} ablation, in {self.unit}; {self.n_skipped} without effect"
+
+    def glance(self) -> Glance:
+        """Each method against exact ablation."""
+        return Glance(self.headline, table=self.agreement())
 
     def to_pandas(self) -> pd.DataFrame:
         """The pairs, with their interaction (D_both - D_1 - D_2) / D_both.

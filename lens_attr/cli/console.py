@@ -10,9 +10,11 @@ from contextlib import contextmanager, nullcontext
 from typing import TYPE_CHECKING, Any
 
 from rich.console import Console
-from rich.table import Table
 from rich.text import Text
 
+from lens_attr.display import ColouredText
+from lens_attr.display import cell as cell
+from lens_attr.display import number as number
 from lens_attr.errors import Notice
 
 if TYPE_CHECKING:
@@ -85,42 +87,17 @@ def print_json(document: Any) -> None:
 
 def print_coloured(tokens: Sequence[str], values: Sequence[float]) -> None:
     """The text, every token on the colour of its relevance."""
-    from lens_attr.plots.palette import INK, shade
-    from lens_attr.plots.token_text import readable, shares
+    from lens_attr.plots.at_a_glance import coloured
 
-    text = Text()
-    for token, share in zip(tokens, shares(values), strict=True):
-        text.append(readable(token), style=f"{INK} on {shade(share)}")
+    text = coloured(ColouredText("", tokens, values, ""))
     stdout().print(text, soft_wrap=not stdout().is_terminal)
 
 
 def print_table(frame: pd.DataFrame, title: str = "") -> None:
     """A table; numbers stand on the right."""
-    from pandas.api.types import is_bool_dtype, is_numeric_dtype
+    from lens_attr.plots.at_a_glance import table
 
-    table = Table(title=title or None, title_justify="left", box=None, pad_edge=False)
-    for name, column in frame.items():
-        number = is_numeric_dtype(column) and not is_bool_dtype(column)
-        table.add_column(str(name), justify="right" if number else "left", header_style="bold")
-    for row in frame.itertuples(index=False):
-        table.add_row(*(cell(value) for value in row))
-    stdout().print(table)
-
-
-def cell(value: object) -> str:
-    """A value of a table as text."""
-    if str(value) in ("None", "nan", "<NA>"):
-        return "-"
-    if isinstance(value, float):
-        return number(value)
-    if isinstance(value, bool):
-        return "yes" if value else "no"
-    return str(value)
-
-
-def number(value: float) -> str:
-    """A number as people read it: three decimals, or three digits where it is tiny or huge."""
-    return f"{value:.3f}" if value == 0 or 1e-3 <= abs(value) < 1e5 else f"{value:.2e}"
+    stdout().print(table(frame, title))
 
 
 def print_facts(facts: Mapping[str, object]) -> None:

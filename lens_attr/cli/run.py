@@ -18,7 +18,7 @@ JobArgument = Annotated[
         metavar="JOB",
         exists=True,
         dir_okay=False,
-        help="A YAML file with model, data, method and out; see docs/runs.md.",
+        help="A YAML file with model, data, method and out; see docs/how-to/runs.md.",
         show_default=False,
     ),
 ]

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 import pandas as pd
 
 from lens_attr import display
+from lens_attr.display import Glance, Shown
 from lens_attr.errors import InputError, SavedResultError, did_you_mean
 from lens_attr.evaluation.baselines import BASELINES
 from lens_attr.evaluation.intervals import Interval
@@ -58,8 +59,8 @@ LOWER_IS_BETTER = frozenset(
 )
 
 
-@dataclass(frozen=True)
-class BenchTable:
+@dataclass(frozen=True, repr=False)
+class BenchTable(Shown):
     """The results of one run.
 
     Attributes:
@@ -79,6 +80,19 @@ class BenchTable:
     refused: Mapping[str, str] = field(default_factory=dict)
     tasks: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
     metadata: Mapping[str, Any] = field(default_factory=dict)
+
+    @property
+    def headline(self) -> str:
+        """Its tasks."""
+        tasks = ", ".join(self.tasks)
+        return f"{tasks}: {display.count(self.rows['method'].nunique(), 'row')} per task"
+
+    def glance(self) -> Glance:
+        """Every task's table, as in `to_markdown`."""
+        return Glance(
+            self.headline,
+            table=pd.concat([shown_rows(self, task).assign(task=task) for task in self.tasks]),
+        )
 
     def to_pandas(self) -> pd.DataFrame:
         """The rows: method, task, metric, value, low, high, n."""

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import fnmatch
 import importlib
+import re
 from collections.abc import Callable
 from contextlib import ExitStack
 from dataclasses import dataclass
@@ -226,7 +227,10 @@ class ModelGraph:
         """
         names = [name for name in self._hook_points if fnmatch.fnmatchcase(name, pattern)]
         if not names:
-            hint = did_you_mean(pattern, self._hook_points) if "*" not in pattern else ""
+            known = set(self._hook_points)
+            if "*" in pattern:
+                known = {re.sub(r"\.\d+\.", ".*.", name) for name in known}
+            hint = did_you_mean(pattern, known)
             raise InputError(f"no hook point matches {pattern!r} on this {self.backend}; {hint}")
         seen: dict[int, Point] = {}
         for name in names:

@@ -26,7 +26,7 @@ _MOST_TICKS = 60
 PARTS = {"integrated gradients": "integrated_gradients", "with emphasis": "emphasised"}
 GRADIENTS = {
     "integrated gradients": "gradient_norm",
-    "with emphasis (AIEG)": "emphasised_gradient_norm",
+    "with emphasis": "emphasised_gradient_norm",
 }
 
 
@@ -76,8 +76,9 @@ def path_parts(result: Relevance, example: int | None = None) -> go.Figure:
     real = _real(result, chosen)
     values = {name: _extra(result, part)[chosen][real] for name, part in PARTS.items()}
     values["AIEG"] = result.tokens[chosen].detach().double().cpu().numpy()[real]
-    title = f"From integrated gradients to AIEG: {result.target[chosen]}"
-    fig = figure(_plain(title), height=460, barmode="group", showlegend=True)
+    fig = figure("From integrated gradients to AIEG", height=460, barmode="group", showlegend=True)
+    explained = {"text": _plain(result.target[chosen]), "font": {"size": 13}}
+    fig.update_layout(title={"subtitle": explained})
     tokens = [plotly_text(readable(token)) for token in result.real_str_tokens(chosen)]
     for i, (name, each) in enumerate(values.items()):
         fig.add_bar(
@@ -91,7 +92,7 @@ def path_parts(result: Relevance, example: int | None = None) -> go.Figure:
     step = -(-len(tokens) // _MOST_TICKS)
     ticks = {"tickvals": list(range(0, len(tokens), step)), "ticktext": tokens[::step]}
     fig.update_xaxes(tickangle=-60, **ticks)
-    fig.update_layout(legend={"y": 1.02, "yanchor": "bottom", "x": 1, "xanchor": "right"})
+    fig.update_layout(legend={"yref": "container", "y": 0, "yanchor": "bottom"})
     fig.update_yaxes(title_text="share of the largest", zeroline=True, tickformat="~g")
     return fig
 
@@ -151,17 +152,21 @@ def gradient_distance(
         for i, one in enumerate(chosen):
             real = _real(result, one)
             distance = int(result.position[one]) - np.flatnonzero(real)
+            size = _extra(result, name)[one][real]
+            tokens = [plotly_text(readable(t)) for t in result.real_str_tokens(one)]
+            seen = (distance >= 0) | (size != 0)  # a causal model does not see what comes later
             panels.add_scatter(
-                x=distance,
-                y=_extra(result, name)[one][real],
-                customdata=[plotly_text(readable(t)) for t in result.real_str_tokens(one)],
+                x=distance[seen],
+                y=size[seen],
+                customdata=np.array(tokens)[seen],
                 hovertemplate="%{customdata}, distance %{x}<br>gradient %{y:.4g}<extra></extra>",
                 showlegend=column == 1,
                 **_line(result, one, i),
                 row=1,
                 col=column,
             )
-    panels.update_xaxes(title_text="tokens before the explained position", autorange="reversed")
+    panels.update_xaxes(title_text="distance (tokens)", autorange="reversed")
+    panels.update_annotations(font_size=13)
     panels.update_yaxes(type="log" if log else "linear", rangemode="tozero", exponentformat="power")
     panels.update_yaxes(title_text="l2 norm of the mean gradient", col=1)
     return panels

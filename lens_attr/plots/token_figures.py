@@ -27,6 +27,9 @@ Colours = Literal["signed", "positive"]
 MOST_EXAMPLES = 20
 """Examples drawn when none is chosen."""
 _LINE_PX, _MARGINS = 36, 76
+_LEAST_PX = 130
+"""So that the words beside the colour bar fit."""
+_LEAST = _LEAST_PX / _LINE_PX - 0.5
 _HEADING = 1.0
 _GAP = 0.35
 
@@ -112,11 +115,12 @@ def comparison(
         drawn = [max(value, 0.0) for value in values] if positive else values
         strips.append(Strip(method, one.real_str_tokens(), values, shares(drawn)))
     first = next(iter(result.results.values()))[example]
-    title = f"Token relevance by method: {_target_line(first)}"
     axis = relevance_axis((), "share of the method's largest", limit=1.0)
     if positive:
         axis |= {"colorscale": [list(stop) for stop in POSITIVE], "cmin": 0.0}
-    return _draw(strips, title, axis, wrap)
+    fig = _draw(strips, "Token relevance by method", axis, wrap)
+    explained = html.escape(_target_line(first), quote=False)
+    return fig.update_layout(title={"subtitle": {"text": explained, "font": {"size": 13}}})
 
 
 def _example_strip(one: Relevance) -> Strip:
@@ -141,9 +145,11 @@ def _draw(strips: Sequence[Strip], title: str, axis: dict[str, Any], wrap: int) 
         widest = max(widest, *(box.left + box.width for box in placed))
     bottom = row - _GAP - 0.4
     fig.update_xaxes(visible=False, range=[0, widest], fixedrange=True)
-    fig.update_yaxes(visible=False, range=[bottom, -0.5], fixedrange=True)
-    fig.update_layout(height=max(int((bottom + 0.5) * _LINE_PX), COLOUR_BAR_PX) + _MARGINS)
+    fig.update_yaxes(visible=False, range=[max(bottom, _LEAST), -0.5], fixedrange=True)
+    drawn = max(round((bottom + 0.5) * _LINE_PX), _LEAST_PX)
+    axis["colorbar"]["len"] = min(drawn, COLOUR_BAR_PX)
     fig.update_layout(
+        height=drawn + _MARGINS,
         coloraxis=axis,
         margin={"l": 16, "r": 16, "t": _MARGINS - 16, "b": 16},
         showlegend=False,

@@ -7,6 +7,7 @@ from typing import Any
 
 import pandas as pd
 
+from lens_attr.display import Glance, Shown
 from lens_attr.errors import InputError, LensAttrError
 from lens_attr.graph import ModelGraph, Role, resolve
 from lens_attr.graph.preflight import Finding, preflight, probe_backward
@@ -29,8 +30,8 @@ class Coverage:
     fired: int
 
 
-@dataclass(frozen=True)
-class Audit:
+@dataclass(frozen=True, repr=False)
+class Audit(Shown):
     """Whether a rule set can explain a model faithfully.
 
     Attributes:
@@ -57,6 +58,20 @@ class Audit:
         columns = ["rule", "role", "hook_point", "layer", "fired"]
         frame = pd.DataFrame([vars(row) for row in self.coverage], columns=columns)
         return frame.assign(layer=frame["layer"].astype("Int64"))
+
+    @property
+    def headline(self) -> str:
+        """The verdict."""
+        return str(self).splitlines()[0]
+
+    def glance(self) -> Glance:
+        """The verdict, and what happens at each kind of hook point."""
+        if not self.coverage:
+            return Glance(self.headline, notes=self.reasons)
+        kinds = self.to_pandas().groupby(["role", "rule"], sort=False)
+        table = kinds.agg(hook_points=("hook_point", "size"), fired=("fired", "sum")).reset_index()
+        table["rule"] = table["rule"].replace("", "none: true gradient")
+        return Glance(self.headline, notes=self.reasons, table=table)
 
     def __str__(self) -> str:
         acted = sum(bool(row.rule) for row in self.coverage)

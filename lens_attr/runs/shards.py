@@ -25,7 +25,7 @@ SCHEMA = pa.schema(
         pa.field("error", pa.string()),
     ]
 )
-"""One row of the output per row of the input; see docs/runs.md."""
+"""One row of the output per row of the input; see docs/how-to/runs.md."""
 
 FOLDER = "shards"
 
