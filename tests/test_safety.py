@@ -498,8 +498,20 @@ def test_two_forwards_before_a_backward_are_ambiguous(name: str) -> None:
     model = warm(name)
     with pytest.raises(la.RuleNotAppliedError, match="ambiguous"), la.rules.lrp().on(model):
         value, leaf = small.run(model, IDS)
-        small.run(model, IDS)
+        another = small.run(model, IDS)
         torch.autograd.grad(value, leaf)
+    assert another
+
+
+@every_model
+def test_a_second_forward_whose_graph_is_gone_never_lends_its_values(name: str) -> None:
+    """Where the hooks see a converted copy, it cannot be told that the graph is gone."""
+    model = warm(name)
+    expected = gradient_on(model, la.rules.lrp())
+    with suppress(la.RuleNotAppliedError), la.rules.lrp().on(model):
+        value, leaf = small.run(model, IDS)
+        small.run(model, IDS.flip(1))
+        close(torch.autograd.grad(value, leaf)[0], expected)
 
 
 @every_model

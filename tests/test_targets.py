@@ -41,10 +41,8 @@ def explained_logits(name: str) -> Tensor:
     """Logits [example, d_vocab] where each text is explained by default, on its own."""
     if not name.startswith("bert"):
         return torch.stack([logits_of(name, text)[-1] for text in TEXTS])
-    # The mask is every text's second word, after the [CLS] of tokenizers that have one.
-    every = [logits_of(name, text) for text in prompts(name)]
-    first = [len(x) - len(text.split()) for x, text in zip(every, prompts(name), strict=True)]
-    return torch.stack([x[start + 1] for x, start in zip(every, first, strict=True)])
+    # The mask is every text's second word, after [CLS].
+    return torch.stack([logits_of(name, text)[2] for text in prompts(name)])
 
 
 TARGETS = {

@@ -31,7 +31,7 @@ class Tape:
     def __init__(self) -> None:
         self._values: dict[str, Tensor] = {}
         self._grads: dict[str, Tensor] = {}
-        self._pending: dict[str, list[Callable[[], object]]] = {}
+        self._waiting: dict[str, list[tuple[Callable[[], object], Tensor]]] = {}
 
     def value(self, point: Point) -> Tensor:
         """The activation at ``point`` in the forward pass this backward belongs to.
@@ -39,15 +39,20 @@ class Tape:
         Raises:
             RuleNotAppliedError: it was not captured, or two forwards wait for their backward.
         """
-        latest = self.latest(point)
-        waiting = sum(alive() is not None for alive in self._pending.get(point.name, ()))
-        if waiting > 1:
+        waiting = self._living(point)
+        if len(waiting) > 1:
             raise RuleNotAppliedError(
-                f"{point.name} ran forward {waiting} times before this "
+                f"{point.name} ran forward {len(waiting)} times before this "
                 "backward, so its value is ambiguous: run each backward before the next forward "
                 "(or run the other forwards under torch.no_grad())."
             )
-        return latest
+        if waiting:  # a later forward whose graph is gone may have come in between
+            self._values[point.name] = waiting[0][1]
+        return self.latest(point)
+
+    def _living(self, point: Point) -> list[tuple[Callable[[], object], Tensor]]:
+        """The forwards since the latest backward whose own backward can still come."""
+        return [entry for entry in self._waiting.get(point.name, ()) if entry[0]() is not None]
 
     def latest(self, point: Point) -> Tensor:
         """The activation when ``point`` last fired, however often that was.
@@ -72,8 +77,12 @@ class Tape:
     def record_value(self, point: Point, activation: Tensor) -> None:
         """Keep an activation, if a backward can follow."""
         if activation.requires_grad:
-            self._values[point.name] = activation.detach()
-            self._pending.setdefault(point.name, []).append(_graph_of(point, activation))
+            value = activation.detach()
+            self._values[point.name] = value
+            self._waiting[point.name] = [
+                *self._living(point),
+                (_graph_of(point, activation), value),
+            ]
 
     def record_grad(self, point: Point, grad: Tensor) -> None:
         """Keep the gradient leaving a point."""
@@ -82,11 +91,12 @@ class Tape:
     def clear(self) -> None:
         """Let go of every tensor: a session and its hooks refer to each other, and to this."""
         self._values.clear()
+        self._waiting.clear()
         self._grads.clear()
 
     def backward_done(self, point: Point) -> None:
-        """The backward of the latest forward has reached ``point``."""
-        self._pending[point.name] = []
+        """The backward of the forward that waited has reached ``point``."""
+        self._waiting[point.name] = []
 
 
 class _Alive:
