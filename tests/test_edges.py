@@ -310,9 +310,12 @@ def refuse(match: str, *args: Any, error: type[Exception] = la.InputError, **opt
 
 def test_what_is_refused() -> None:
     refuse(
-        "example 1 has 3 clean and 4 corrupted", ["w5 w6", "w7 w8"], ["w5 w6", "w7 w8 w9"], TARGET
+        "row 1: clean has 3 tokens .*, corrupted 4",
+        ["w5 w6", "w7 w8"],
+        ["w5 w6", "w7 w8 w9"],
+        TARGET,
     )
-    refuse("2 clean and 1 corrupted", ["w5", "w6"], ["w5"], TARGET)
+    refuse("2 clean but 1 corrupted", ["w5", "w6"], ["w5"], TARGET)
     refuse("unknown method 'eap_gi'; did you mean 'eap_ig'", "w5", "w6", TARGET, "eap_gi")
     refuse("steps must be a whole number", "w5", "w6", TARGET, "eap_ig", steps=0)
     refuse("has no switch 'temprature'", "w5", "w6", TARGET, "gim", temprature=3)

@@ -79,19 +79,30 @@ def aligned(graph: ModelGraph, clean: Text, corrupted: Text, target: Target) -> 
             f"{type(target).__name__}."
         )
     good, bad = tokenize(graph, clean), tokenize(graph, corrupted)
-    if len(good) != len(bad):
-        raise InputError(
-            f"{len(good)} clean and {len(bad)} corrupted inputs: give one corrupted for each clean."
-        )
-    for example, (n, m) in enumerate(zip(good.lengths, bad.lengths, strict=True)):
-        if n != m:
-            raise InputError(
-                f"example {example} has {n} clean and {m} corrupted tokens: patching needs the "
-                "same number, position by position. Choose words of equally many tokens."
-            )
+    refuse_misaligned(good, bad)
     resolved = target.resolve(graph, good)
     announce(graph, [good, bad], resolved)
     return Aligned(good, bad, resolved)
+
+
+def refuse_misaligned(clean: TokenBatch, corrupted: TokenBatch) -> None:
+    """Raise unless both have as many examples, each with as many tokens.
+
+    Raises:
+        InputError: naming the first row that does not align.
+    """
+    if len(clean) != len(corrupted):
+        raise InputError(
+            f"{len(clean)} clean but {len(corrupted)} corrupted prompts: they go in pairs."
+        )
+    lengths = zip(clean.lengths, corrupted.lengths, strict=True)
+    for row, (one, other) in enumerate(lengths):
+        if one != other:
+            shown = "" if clean.texts is None else f" ({clean.texts[row]!r})"
+            raise InputError(
+                f"row {row}: clean has {one} tokens{shown}, corrupted {other}. Patching puts the "
+                "activation of one token in the place of another, so pairs need equally many."
+            )
 
 
 def announce(graph: ModelGraph, batches: Sequence[TokenBatch], target: Resolved) -> None:

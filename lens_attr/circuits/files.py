@@ -3,11 +3,10 @@
 from __future__ import annotations
 
 import json
-import os
-import tempfile
 from pathlib import Path
 from typing import Any
 
+from lens_attr.attribution.storage import write_whole
 from lens_attr.errors import InputError, SavedResultError
 
 FORMAT = 1
@@ -23,14 +22,7 @@ def write_json(directory: Path, name: str, content: dict[str, Any]) -> Path:
         raise InputError(f"{directory} is a file: give a directory to save into.")
     directory.mkdir(parents=True, exist_ok=True)
     text = json.dumps({"format": FORMAT} | content, ensure_ascii=False, default=str)
-    handle, temporary = tempfile.mkstemp(dir=directory, prefix=f".{name}.")
-    try:
-        with os.fdopen(handle, "w", encoding="utf-8") as file:
-            file.write(text)
-        os.replace(temporary, directory / name)
-    except BaseException:
-        Path(temporary).unlink(missing_ok=True)
-        raise
+    write_whole(directory / name, text.encode())
     return directory
 
 

@@ -17,6 +17,7 @@ from jaxtyping import Bool, Float
 from torch import Tensor
 
 from lens_attr._version import __version__
+from lens_attr.circuits.aligned import refuse_misaligned
 from lens_attr.circuits.patch_result import PatchResult
 from lens_attr.circuits.progress import bar
 from lens_attr.circuits.replacement import Fill, Replacement, activations, keep
@@ -212,26 +213,6 @@ def _runs(
     if graph.is_masked_model:
         _refuse_moved_mask(resolved, target.resolve(graph, second))
     return (second, first, resolved) if mode == "denoise" else (first, second, resolved)
-
-
-def refuse_misaligned(clean: TokenBatch, corrupted: TokenBatch) -> None:
-    """Raise unless both have as many examples, each with as many tokens.
-
-    Raises:
-        InputError: naming the first row that does not align.
-    """
-    if len(clean) != len(corrupted):
-        raise InputError(
-            f"{len(clean)} clean but {len(corrupted)} corrupted prompts: they go in pairs."
-        )
-    lengths = zip(clean.lengths, corrupted.lengths, strict=True)
-    for row, (one, other) in enumerate(lengths):
-        if one != other:
-            shown = "" if clean.texts is None else f" ({clean.texts[row]!r})"
-            raise InputError(
-                f"row {row}: clean has {one} tokens{shown}, corrupted {other}. Patching puts the "
-                "activation of one token in the place of another, so pairs need equally many."
-            )
 
 
 def _refuse_moved_mask(clean: Resolved, corrupted: Resolved) -> None:

@@ -7,7 +7,8 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from lens_attr.cli import console, edges, options, patch
+from lens_attr.cli import console, edges, options
+from lens_attr.cli import pairs as pairs_cli
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -47,13 +48,13 @@ def group() -> None:
 @circuit.command()
 def evaluate(
     folder: FolderArgument,
-    clean: patch.CleanOption = None,
-    corrupted: patch.CorruptedOption = None,
+    clean: pairs_cli.CleanOption = None,
+    corrupted: pairs_cli.CorruptedOption = None,
     target: options.TargetOption = None,
     foil: options.FoilOption = None,
-    pairs: patch.PairsOption = None,
-    task: patch.TaskOption = None,
-    n: patch.NOption = 100,
+    pairs: pairs_cli.PairsOption = None,
+    task: pairs_cli.TaskOption = None,
+    n: pairs_cli.NOption = 100,
     curve: CurveOption = False,
     seeds: SeedsOption = 3,
     batch_size: edges.BatchOption = 32,
@@ -63,7 +64,7 @@ def evaluate(
     device: options.DeviceOption = None,
     as_json: options.JsonOption = False,
     html: options.HtmlOption = None,
-    csv: patch.CsvOption = None,
+    csv: pairs_cli.CsvOption = None,
     quiet: options.QuietOption = False,
 ) -> None:
     """Run a saved circuit with everything outside it corrupted: how faithful is it?
@@ -74,7 +75,7 @@ def evaluate(
     """
     import lens_attr as la
 
-    patch._check(clean, corrupted, target, pairs, task, foil)
+    pairs_cli.check(clean, corrupted, target, pairs, task, foil)
     found = la.circuits.Circuit.load(folder)
     scores = la.circuits.EdgeScores.load(folder) if curve else None
     with console.working(f"loading {model}", quiet):

@@ -7,7 +7,8 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import typer
 
-from lens_attr.cli import console, options, patch
+from lens_attr.cli import console, options
+from lens_attr.cli import pairs as pairs_cli
 
 if TYPE_CHECKING:
     from lens_attr.circuits.circuit import Circuit
@@ -40,13 +41,13 @@ BatchOption = Annotated[int, typer.Option("--batch-size", min=1, help="Prompts a
 
 
 def edges(
-    clean: patch.CleanOption = None,
-    corrupted: patch.CorruptedOption = None,
+    clean: pairs_cli.CleanOption = None,
+    corrupted: pairs_cli.CorruptedOption = None,
     target: options.TargetOption = None,
     foil: options.FoilOption = None,
-    pairs: patch.PairsOption = None,
-    task: patch.TaskOption = None,
-    n: patch.NOption = 100,
+    pairs: pairs_cli.PairsOption = None,
+    task: pairs_cli.TaskOption = None,
+    n: pairs_cli.NOption = 100,
     method: MethodOption = "eap_ig",
     steps: StepsOption = None,
     size: SizeOption = 40,
@@ -60,7 +61,7 @@ def edges(
     top: options.TopOption = 10,
     as_json: options.JsonOption = False,
     html: options.HtmlOption = None,
-    csv: patch.CsvOption = None,
+    csv: pairs_cli.CsvOption = None,
     save: options.SaveOption = None,
     quiet: options.QuietOption = False,
 ) -> None:
@@ -70,7 +71,7 @@ def edges(
     """
     import lens_attr as la
 
-    patch._check(clean, corrupted, target, pairs, task, foil)
+    pairs_cli.check(clean, corrupted, target, pairs, task, foil)
     if steps is not None and method == "exact":
         raise typer.BadParameter("--steps goes with the methods that use gradients.")
     with console.working(f"loading {model}", quiet):
@@ -108,7 +109,7 @@ def read_inputs(
     n: int,
     split: Split,
     quiet: bool,
-) -> patch.Inputs:
+) -> pairs_cli.Inputs:
     """Clean and corrupted prompts with their target; generated ones where none are given."""
     import lens_attr as la
 

@@ -8,44 +8,15 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 import typer
 
 from lens_attr.cli import console, options
+from lens_attr.cli import pairs as pairs_cli
 
 if TYPE_CHECKING:
     from lens_attr.circuits.patch_result import PatchResult
-    from lens_attr.targets import Target
 
 Unit = Literal["head", "attn_out", "mlp_out", "resid", "q", "k", "v", "pattern"]
 Mode = Literal["denoise", "noise"]
 Source = Literal["other", "zero", "mean", "resample"]
-Inputs = tuple[Any, Any, "Target"]
 
-CleanOption = Annotated[
-    str | None,
-    typer.Option("--clean", help="The prompt the model gets right.", show_default=False),
-]
-CorruptedOption = Annotated[
-    str | None,
-    typer.Option(
-        "--corrupted", help="The same prompt with the deciding word changed.", show_default=False
-    ),
-]
-PairsOption = Annotated[
-    Path | None,
-    typer.Option(
-        "--pairs",
-        exists=True,
-        dir_okay=False,
-        help="A csv of pairs instead: columns clean, corrupted, answer, foil (or correct_idx, "
-        "incorrect_idx, or label for years).",
-        show_default=False,
-    ),
-]
-TaskOption = Annotated[
-    Literal["sva"] | None,
-    typer.Option(
-        "--task", help="Subject-verb pairs of the built-in generator instead.", show_default=False
-    ),
-]
-NOption = Annotated[int, typer.Option("--n", min=1, help="At most so many pairs.")]
 UnitOption = Annotated[
     Unit, typer.Option("--unit", help="What is replaced, one at a time in every layer.")
 ]
@@ -66,20 +37,16 @@ ByPositionOption = Annotated[
         show_default=False,
     ),
 ]
-CsvOption = Annotated[
-    Path | None,
-    typer.Option("--csv", dir_okay=False, help="Also write all effects.", show_default=False),
-]
 
 
 def patch(
-    clean: CleanOption = None,
-    corrupted: CorruptedOption = None,
+    clean: pairs_cli.CleanOption = None,
+    corrupted: pairs_cli.CorruptedOption = None,
     target: options.TargetOption = None,
     foil: options.FoilOption = None,
-    pairs: PairsOption = None,
-    task: TaskOption = None,
-    n: NOption = 100,
+    pairs: pairs_cli.PairsOption = None,
+    task: pairs_cli.TaskOption = None,
+    n: pairs_cli.NOption = 100,
     unit: UnitOption = "head",
     mode: ModeOption = "denoise",
     source: SourceOption = "other",
@@ -91,7 +58,7 @@ def patch(
     top: options.TopOption = 10,
     as_json: options.JsonOption = False,
     html: options.HtmlOption = None,
-    csv: CsvOption = None,
+    csv: pairs_cli.CsvOption = None,
     save: options.SaveOption = None,
     quiet: options.QuietOption = False,
 ) -> None:
@@ -101,7 +68,7 @@ def patch(
     """
     import lens_attr as la
 
-    _check(clean, corrupted, target, pairs, task, foil)
+    pairs_cli.check(clean, corrupted, target, pairs, task, foil)
     with console.working(f"loading {model}", quiet):
         loaded = options.load_model(model, backend, dtype, device)
     with console.notices(quiet):
@@ -129,29 +96,15 @@ def patch(
         console.print_facts({name: path for name, path in files.items() if path is not None})
 
 
-def _check(
-    clean: str | None,
-    corrupted: str | None,
-    target: str | None,
-    pairs: Path | None,
-    task: str | None,
-    foil: str | None,
-) -> None:
-    if sum(given is not None for given in (clean, pairs, task)) != 1:
-        raise typer.BadParameter("give --clean with --corrupted, or --pairs, or --task.")
-    if clean is not None and target is None:
-        raise typer.BadParameter("--clean needs --target: the word whose logit is measured.")
-    if clean is None and any(given is not None for given in (corrupted, target, foil)):
-        raise typer.BadParameter("--corrupted, --target and --foil go with --clean.")
-
-
 def _splits_positions(unit: Unit, by_position: bool | None) -> bool:
     from lens_attr.circuits.patching import LAYOUTS
 
     return LAYOUTS[unit].positions if by_position is None else by_position
 
 
-def _pairs(model: Any, path: Path | None, n: int, by_position: bool, quiet: bool) -> Inputs:
+def _pairs(
+    model: Any, path: Path | None, n: int, by_position: bool, quiet: bool
+) -> pairs_cli.Inputs:
     """Your pairs as they are; of the generator's those that align."""
     import lens_attr as la
 
