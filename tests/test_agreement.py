@@ -159,7 +159,9 @@ def test_positions_carry_their_tokens_and_no_markup() -> None:
     figure = result("layer", "pos").plot()
     assert list(figure.layout.xaxis.ticktext) == ["&lt;b&gt;", "\u00a0keys", "\u00a0near", "↵"]
     several = result("layer", "pos", examples=2).plot()
-    assert several.layout.xaxis.ticktext is None and "mean of 2" in several.layout.title.text
+    assert (
+        several.layout.xaxis.ticktext is None and "mean of 2" in several.layout.title.subtitle.text
+    )
 
 
 def test_three_axes_need_a_layer() -> None:

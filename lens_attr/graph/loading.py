@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib
 import math
+import re
 import shutil
 import tempfile
 from pathlib import Path
@@ -94,9 +95,10 @@ def _cannot_load(name: str | Path, path: Path | None, backend: str, error: Excep
     if path is not None:
         return f"cannot load {path} on backend {backend!r}: {reason[0]}"
     hint = did_you_mean(str(name), DEMO_MODELS)
+    first_sentence = re.split(r"(?<=[.!?])\s", reason[0])[0]
     return (
         f"cannot load {str(name)!r}: it is no local directory, no demo model ({hint}) and the "
-        f"hub said: {reason[0][:300]}"
+        f"hub said: {first_sentence[:300]}"
     )
 
 

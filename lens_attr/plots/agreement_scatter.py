@@ -36,7 +36,7 @@ def agreement(result: Agreement) -> go.Figure:
     columns = min(_COLUMNS, len(table))
     rows = math.ceil(len(table) / columns)
     titles = [
-        f"{row['method']}<br>Spearman {row['spearman']:.2f}, top {row['k']}: {row['top_k']:.0%}"
+        f"{row['method']}<br>Spearman {row['spearman']:.2f}<br>top {row['k']}: {row['top_k']:.0%}"
         for row in table.to_dict("records")
     ]
     fig = make_subplots(
@@ -62,12 +62,22 @@ def agreement(result: Agreement) -> go.Figure:
     absolute = "absolute " if result.compared == "absolute" else ""
     fig.update_layout(
         template=LIGHT,
-        title={"text": f"Attribution against exact patching ({result.what})"},
-        height=140 + 300 * rows,
-        margin={"t": 110},
+        title={
+            "text": "Attribution against exact patching",
+            "y": 1,
+            "yanchor": "top",
+            "pad": {"l": 16, "t": 24},
+            "subtitle": {
+                "text": f"{result.what}; attribution relative to its largest",
+                "font": {"size": 13},
+            },
+        },
+        height=160 + 300 * rows,
+        margin={"t": 140},
     )
+    fig.update_annotations(font_size=12)
     fig.update_xaxes(zeroline=True)
-    fig.update_xaxes(title_text=f"{absolute}attribution / largest", row=rows)
+    fig.update_xaxes(title_text=f"{absolute}attribution", row=rows)
     fig.update_yaxes(zeroline=True)
     fig.update_yaxes(title_text=f"{absolute}effect ({result.effect_unit})", col=1)
     return fig

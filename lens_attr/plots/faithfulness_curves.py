@@ -49,7 +49,7 @@ def faithfulness(result: FaithfulnessComparison) -> go.Figure:
         )
     what = "edges in the circuit" if axis == "fraction" else "edges chosen, before pruning"
     fig.add_hline(y=1.0, line={"dash": "dot", "color": RANDOM, "width": 1})
-    fig.update_xaxes(title_text=what, type="log", tickformat=".1%")
+    fig.update_xaxes(title_text=what, type="log", tickformat="~%", dtick=1)
     fig.update_yaxes(title_text="faithfulness")
     return fig
 

@@ -57,7 +57,9 @@ def patching(
         raise InputError(f"unknown show {show!r}; {did_you_mean(str(show), get_args(Shown))}")
     cells, axes = _flat(getattr(result, show).detach().double().numpy(), result.axes, layer)
     unit = _unit(result, show)
-    fig = figure(_title(result, layer), height=_height(len(cells)))
+    fig = figure(
+        f"Patching, {_UNITS[result.unit]}", _subtitle(result, layer), height=_height(len(cells))
+    )
     labels = [_label(result, axis, n) for axis, n in zip(axes, cells.shape, strict=True)]
     hover = "%{customdata}<br>" + unit + " %{z:+.4g}<extra></extra>"
     fig.add_heatmap(
@@ -108,13 +110,12 @@ def _unit(result: PatchResult, show: Shown) -> str:
     }[show]
 
 
-def _title(result: PatchResult, layer: int | None) -> str:
+def _subtitle(result: PatchResult, layer: int | None) -> str:
     into = "corrupted" if result.mode == "denoise" else "clean"
     other = "clean" if result.mode == "denoise" else "corrupted"
     what = f"{_SOURCES.get(result.source, other)} activations into the {into} run"
-    title = f"Patching, {_UNITS[result.unit]}: {what}"
-    title += "" if layer is None else f", layer {layer}"
-    return title + (f", mean of {len(result)}" if len(result) > 1 else "")
+    what += "" if layer is None else f", layer {layer}"
+    return what + (f", mean of {len(result)}" if len(result) > 1 else "")
 
 
 def _height(rows: int) -> int:

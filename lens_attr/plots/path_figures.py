@@ -76,9 +76,8 @@ def path_parts(result: Relevance, example: int | None = None) -> go.Figure:
     real = _real(result, chosen)
     values = {name: _extra(result, part)[chosen][real] for name, part in PARTS.items()}
     values["AIEG"] = result.tokens[chosen].detach().double().cpu().numpy()[real]
-    fig = figure("From integrated gradients to AIEG", height=460, barmode="group", showlegend=True)
-    explained = {"text": _plain(result.target[chosen]), "font": {"size": 13}}
-    fig.update_layout(title={"subtitle": explained})
+    title, explained = "From integrated gradients to AIEG", _plain(result.target[chosen])
+    fig = figure(title, explained, height=460, barmode="group", showlegend=True)
     tokens = [plotly_text(readable(token)) for token in result.real_str_tokens(chosen)]
     for i, (name, each) in enumerate(values.items()):
         fig.add_bar(

@@ -56,9 +56,10 @@ LIGHT = _template(ink="#22262e", grid="#e3e5e9", paper="#ffffff")
 DARK = _template(ink="#e4e6ea", grid="#3a3f48", paper="#1b1e24")
 
 
-def figure(title: str, **layout: Any) -> go.Figure:
-    """An empty figure in the light template."""
-    return go.Figure(layout={"template": LIGHT, "title": {"text": title}, **layout})
+def figure(title: str, subtitle: str = "", **layout: Any) -> go.Figure:
+    """An empty figure in the light template; what is long goes into the subtitle."""
+    heading = {"text": title, "subtitle": {"text": subtitle, "font": {"size": 13}}}
+    return go.Figure(layout={"template": LIGHT, "title": heading, **layout})
 
 
 def relevance_axis(

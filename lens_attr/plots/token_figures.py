@@ -118,9 +118,7 @@ def comparison(
     axis = relevance_axis((), "share of the method's largest", limit=1.0)
     if positive:
         axis |= {"colorscale": [list(stop) for stop in POSITIVE], "cmin": 0.0}
-    fig = _draw(strips, "Token relevance by method", axis, wrap)
-    explained = html.escape(_target_line(first), quote=False)
-    return fig.update_layout(title={"subtitle": {"text": explained, "font": {"size": 13}}})
+    return _draw(strips, "Token relevance by method", axis, wrap, _target_line(first))
 
 
 def _example_strip(one: Relevance) -> Strip:
@@ -133,9 +131,11 @@ def _target_line(one: Relevance) -> str:
     return f"{one.target[0]} = {float(one.target_value[0]):.3f}"
 
 
-def _draw(strips: Sequence[Strip], title: str, axis: dict[str, Any], wrap: int) -> go.Figure:
+def _draw(
+    strips: Sequence[Strip], title: str, axis: dict[str, Any], wrap: int, subtitle: str = ""
+) -> go.Figure:
     """Boxes as horizontal bars: each starts where the one before it ends."""
-    fig = figure(html.escape(title, quote=False))
+    fig = figure(html.escape(title, quote=False), html.escape(subtitle, quote=False))
     row, widest = 0.0, wrap / 2
     for strip in strips:
         placed = boxes(strip.tokens, wrap)
