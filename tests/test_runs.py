@@ -427,7 +427,12 @@ def test_the_threads_of_the_process_are_as_before(tmp_path: Path) -> None:
 def poisoned(word: str) -> Any:
     """demo-gpt2 with NaN for one word, which no other text of the tests holds."""
     model = la.load("demo-gpt2", device="cpu")
-    weights = model.W_E if hasattr(model, "W_E") else model.embed.weight
+    if hasattr(model, "original_model"):  # on the Bridge the unembedding is the same parameter
+        head = model.original_model.lm_head
+        head.weight = torch.nn.Parameter(head.weight.detach().clone())
+        weights = model.original_model.transformer.wte.weight
+    else:
+        weights = model.W_E
     (token,) = model.tokenizer(word, add_special_tokens=False)["input_ids"]
     with torch.no_grad():
         weights[token] = float("nan")
