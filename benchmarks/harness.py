@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import importlib.metadata
 import json
-import platform
 import statistics
 import time
 from collections.abc import Callable, Mapping
@@ -19,6 +18,7 @@ import torch
 from transformers import GPT2Config, GPT2LMHeadModel, LlamaConfig, LlamaForCausalLM
 
 import lens_attr as la
+from lens_attr.evaluation.machine import machine as hardware
 from lens_attr.graph import backend_class
 
 RESULTS = Path(__file__).parent / "results"
@@ -120,14 +120,10 @@ def ratios(seconds: Mapping[str, list[float]], against: str) -> dict[str, dict[s
 
 def machine() -> dict[str, Any]:
     """Where and with what it ran."""
-    info = Path("/proc/cpuinfo")
-    lines = info.read_text().splitlines() if info.exists() else []
-    cpu = next((line.partition(":")[2].strip() for line in lines if "model name" in line), "")
     libraries = ("torch", "transformer-lens", "transformers")
     versions = {name: importlib.metadata.version(name) for name in libraries}
     return {
-        "cpu": cpu or platform.processor(),
-        "threads": torch.get_num_threads(),
+        **hardware(),
         "date": time.strftime("%Y-%m-%d"),
         "versions": {"lens_attr": la.__version__} | versions,
     }

@@ -106,8 +106,7 @@ def self_repair(
         UnsupportedModelError: the softmax is computed outside the autograd graph.
     """
     graph = resolve(model)
-    _check(graph, replace, thresholds, max_keys, batch_size)
-    rules = {} if replace == "-inf" else _rule_sets(methods)
+    rules = check_options(graph, methods, replace, thresholds, max_keys, batch_size)
     batch = tokenize(graph, text)
     resolved = target.resolve(graph, batch)
     announce(graph, [batch], resolved)
@@ -147,9 +146,19 @@ class _Found:
         self.dropped = 0
 
 
-def _check(
-    graph: ModelGraph, replace: str, thresholds: Sequence[float], max_keys: int, batch_size: int
-) -> None:
+def check_options(
+    graph: ModelGraph,
+    methods: Sequence[str | RuleSet],
+    replace: str,
+    thresholds: Sequence[float],
+    max_keys: int,
+    batch_size: int,
+) -> dict[str, RuleSet]:
+    """The methods whose prediction is compared, by name, if `self_repair` takes the options.
+
+    Raises:
+        InputError, UnsupportedModelError: as `self_repair`.
+    """
     if replace not in get_args(Replace):
         raise InputError(f"unknown replace {replace!r}; {did_you_mean(replace, get_args(Replace))}")
     check_thresholds(thresholds)
@@ -161,6 +170,7 @@ def _check(
             f"{graph.architecture} on {graph.backend} computes its softmax outside the autograd "
             "graph, so its attention scores can be neither ablated nor differentiated."
         )
+    return {} if replace == "-inf" else _rule_sets(methods)
 
 
 def _rule_sets(methods: Sequence[str | RuleSet]) -> dict[str, RuleSet]:

@@ -13,6 +13,8 @@ if TYPE_CHECKING:
     from lens_attr.evaluation.tasks import Task
 
 GENERATED = "sva,ra,qa"
+TIMED = "sva"
+"""What --speed and --self-repair use by default."""
 
 TaskOption = Annotated[
     str | None,
@@ -58,10 +60,12 @@ OutOption = Annotated[
     typer.Option("--out", file_okay=False, help="Folder for tables; a stopped run goes on there."),
 ]
 ContrastiveOption = Annotated[
-    bool,
+    bool | None,
     typer.Option(
         "--contrastive/--not-contrastive",
-        help="Explain the answer against its foil, or the highest candidate alone.",
+        help="Explain the answer against its foil, or the highest candidate alone. Default: "
+        "against its foil; with --faithfulness alone.",
+        show_default=False,
     ),
 ]
 SpecialOption = Annotated[
@@ -111,6 +115,51 @@ InterestOption = Annotated[
     Literal["last", "random"],
     typer.Option("--interest", help="Which content word of a text is explained (--deletion)."),
 ]
+FaithfulnessOption = Annotated[
+    bool,
+    typer.Option(
+        "--faithfulness",
+        help="Replace the most relevant tokens by spaces, and stream positions by their mean, as "
+        "GIM was measured.",
+    ),
+]
+TokenOption = Annotated[
+    str | None,
+    typer.Option(
+        "--token",
+        help="What takes a token's place, with --faithfulness. Default: the space; BERT: the mask.",
+        show_default=False,
+    ),
+]
+LayersOption = Annotated[
+    str,
+    typer.Option(
+        "--layers",
+        help="Blocks before which the stream is replaced too, with --faithfulness: all, none, or "
+        "numbers separated by commas.",
+    ),
+]
+AblateOption = Annotated[
+    Literal["lrp", "attnlrp", "gim", "relp"] | None,
+    typer.Option(
+        "--ablate",
+        help="Measure the parts of a preset: added one by one, one left out, and temperatures; "
+        "alone, or with --deletion or --faithfulness.",
+        show_default=False,
+    ),
+]
+SpeedOption = Annotated[
+    bool,
+    typer.Option(
+        "--speed", help="Time presets against gradient x input and explicit AttnLRP, text by text."
+    ),
+]
+SelfRepairOption = Annotated[
+    bool,
+    typer.Option(
+        "--self-repair", help="Ablate attention scores alone and in pairs: do keys stand in?"
+    ),
+]
 AxesOption = Annotated[
     bool,
     typer.Option(
@@ -139,7 +188,7 @@ def bench(
     skip_bad: SkipBadOption = False,
     template: TemplateOption = None,
     out: OutOption = Path("out/bench"),
-    contrastive: ContrastiveOption = True,
+    contrastive: ContrastiveOption = None,
     special_tokens: SpecialOption = False,
     whole_text: WholeOption = False,
     embeddings: EmbeddingsOption = None,
@@ -153,6 +202,12 @@ def bench(
     delete: DeleteOption = "zero",
     lengths: LengthsOption = None,
     interest: InterestOption = "last",
+    faithfulness: FaithfulnessOption = False,
+    token: TokenOption = None,
+    layers: LayersOption = "all",
+    ablate: AblateOption = None,
+    speed: SpeedOption = False,
+    self_repair: SelfRepairOption = False,
     axes: AxesOption = False,
     compare: CompareOption = None,
     backend: options.BackendOption = "auto",
@@ -168,34 +223,49 @@ def bench(
 
     Example: lens-attr bench --task sva --methods attnlrp,lrp --n 200
     """
-    from lens_attr.cli import bench_runs
+    from lens_attr.cli import bench_modes, bench_runs
 
     if compare is not None:
         bench_runs.compare(*compare, as_json)
         return
-    if axes and deletion:
-        raise typer.BadParameter("--axes and --deletion are two different runs.")
+    _check_modes(
+        {"--axes": axes, "--deletion": deletion, "--faithfulness": faithfulness,
+         "--speed": speed, "--self-repair": self_repair}, ablate
+    )  # fmt: skip
     names = _method_names(methods)
-    tasks = _tasks(task, data, format, skip_bad, template, n, seed)
+    generated = TIMED if speed or self_repair else GENERATED
+    tasks = _tasks(task or (None if data else generated), data, format, skip_bad, template, n, seed)
     request = bench_runs.Request(
         model, names, tasks, n, seed, batch_size, out, backend, dtype, device, quiet
     )
-    if deletion:
-        from lens_attr.evaluation import Deletion
-
-        how = Deletion(k=k, unit=unit, delete=delete, embeddings=embeddings, seed=seed)
-        table = bench_runs.run_deletion(request, how, _lengths(lengths), interest)
-        bench_runs.show_table(table, request, as_json)
+    if speed or self_repair:
+        (bench_modes.speed if speed else bench_modes.self_repair)(request, as_json)
         return
-    from lens_attr.evaluation import Settings
+    from lens_attr.evaluation import Deletion, Faithfulness, Settings
 
-    settings = Settings(
-        contrastive, special_tokens, whole_text, embeddings, ties, keep_incorrect, seed
-    )
-    if axes:
-        bench_runs.show_axes(bench_runs.run_axes(request, settings), request, as_json)
+    settings: Settings | Deletion | Faithfulness
+    if deletion:
+        settings = Deletion(k=k, unit=unit, delete=delete, embeddings=embeddings, seed=seed)
+    elif faithfulness:
+        settings = Faithfulness(
+            token=token,
+            layers=_layers(layers),
+            contrastive=bool(contrastive),
+            embeddings=embeddings,
+            seed=seed,
+        )
     else:
-        bench_runs.show_table(bench_runs.run(request, settings), request, as_json)
+        against = contrastive is not False
+        settings = Settings(
+            against, special_tokens, whole_text, embeddings, ties, keep_incorrect, seed
+        )
+    measured = bench_runs.Measured(settings, _whole_numbers("--lengths", lengths), interest)
+    if axes:
+        bench_runs.show_axes(bench_runs.run_axes(request, measured), request, as_json)
+    elif ablate is not None:
+        bench_modes.ablate(request, measured, ablate, as_json)
+    else:
+        bench_modes.measure(request, measured, as_json)
 
 
 # -------------------------------------------------------------------------- arguments
@@ -211,11 +281,27 @@ def _method_names(methods: str) -> list[str] | Literal["all"]:
     return names
 
 
-def _lengths(lengths: str | None) -> list[int]:
+def _check_modes(modes: dict[str, bool], ablate: str | None) -> None:
+    """Raise if two kinds of runs are asked for at once."""
+    chosen = [flag for flag, on in modes.items() if on]
+    if len(chosen) > 1:
+        raise typer.BadParameter(f"{' and '.join(chosen)} are different runs: choose one.")
+    if ablate is not None and chosen and chosen[0] not in ("--deletion", "--faithfulness"):
+        raise typer.BadParameter(f"--ablate does not go with {chosen[0]}.")
+
+
+def _whole_numbers(flag: str, numbers: str | None) -> list[int]:
     try:
-        return [int(one) for one in (lengths or "").split(",") if one.strip()]
+        return [int(one) for one in (numbers or "").split(",") if one.strip()]
     except ValueError as error:
-        raise typer.BadParameter("--lengths must be whole numbers and commas.") from error
+        raise typer.BadParameter(f"{flag} must be whole numbers and commas.") from error
+
+
+def _layers(layers: str) -> list[int] | None:
+    """None for all."""
+    if layers in ("all", "none"):
+        return None if layers == "all" else []
+    return _whole_numbers("--layers", layers)
 
 
 def _tasks(
@@ -232,7 +318,7 @@ def _tasks(
 
     wanted = [name.strip() for name in (task or "").split(",") if name.strip()]
     if not data:
-        return [tasks.built_in(name, n, seed) for name in wanted or GENERATED.split(",")]
+        return [tasks.built_in(name, n, seed) for name in wanted]
     name = wanted[0] if len(wanted) == 1 else None
     chosen = template or tasks.QA_TEMPLATE
     read = [

@@ -4,27 +4,33 @@ from __future__ import annotations
 
 import shlex
 import sys
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
+import pandas as pd
+import plotly.graph_objects as go
+
 from lens_attr.cli import console, options
 from lens_attr.evaluation import (
+    AblationTable,
     AxesTable,
     BenchTable,
     Deletion,
+    Faithfulness,
     Settings,
-    bench,
+    ablate,
     bench_axes,
-    bench_deletion,
     compare_runs,
     deletion,
     tasks,
 )
+from lens_attr.evaluation.ablation import MEASURES, Measure
 from lens_attr.evaluation.results import facts_of, shown_rows
 from lens_attr.evaluation.tasks import Interest, Task
 from lens_attr.graph import resolve
-from lens_attr.plots import deletion_sweep
+from lens_attr.plots import deletion_sweep, layer_faithfulness
 from lens_attr.report import Page, Section, write_page
 
 LOW_PRECISION = "bfloat16"
@@ -63,28 +69,57 @@ class Request:
         }
 
 
-def run(request: Request, settings: Settings) -> BenchTable:
-    model = request.load()
-    with console.notices(request.quiet):
-        return bench(model, request.tasks, request.names, settings=settings, **request.shared)
+@dataclass(frozen=True)
+class Measured:
+    """What is measured: by its settings, and how texts without an answer get one."""
 
+    settings: Settings | Deletion | Faithfulness
+    lengths: list[int]
+    interest: Interest
 
-def run_deletion(
-    request: Request, settings: Deletion, lengths: list[int], interest: Interest
-) -> BenchTable:
-    model = request.load()
-    with console.notices(request.quiet):
-        cut = [
+    def tasks(self, request: Request, model: Any) -> list[Task]:
+        """The tasks, for deletion and faithfulness with a word of interest in every text."""
+        if isinstance(self.settings, Settings):
+            return request.tasks
+        how: dict[str, Any] = {"interest": self.interest, "seed": request.seed, "n": request.n}
+        return [
             one
             for task in request.tasks
-            for one in tasks.paragraphs(
-                resolve(model), task, lengths, n=request.n, interest=interest, seed=request.seed
-            )
+            for one in tasks.paragraphs(resolve(model), task, self.lengths, **how)
         ]
-        return bench_deletion(model, cut, request.names, settings=settings, **request.shared)
+
+    @property
+    def kind(self) -> Measure:
+        """Its name."""
+        if isinstance(self.settings, Settings):
+            return "plausibility"
+        return "deletion" if isinstance(self.settings, Deletion) else "faithfulness"
 
 
-def run_axes(request: Request, settings: Settings) -> AxesTable:
+def run(request: Request, measured: Measured) -> BenchTable:
+    model = request.load()
+    with console.notices(request.quiet):
+        chosen = measured.tasks(request, model)
+        return MEASURES[measured.kind](
+            model, chosen, request.names, settings=measured.settings, **request.shared
+        )
+
+
+def run_ablation(request: Request, measured: Measured, preset: str) -> AblationTable:
+    model = request.load()
+    with console.notices(request.quiet):
+        return ablate(
+            model,
+            preset,
+            measured.tasks(request, model),
+            measured.kind,
+            settings=measured.settings,
+            **request.shared,
+        )
+
+
+def run_axes(request: Request, measured: Measured) -> AxesTable:
+    assert isinstance(measured.settings, Settings)
     low = request.load(LOW_PRECISION) if request.dtype == "float32" else None
     model = request.load()
     with console.notices(request.quiet):
@@ -92,7 +127,7 @@ def run_axes(request: Request, settings: Settings) -> AxesTable:
             model,
             request.tasks,
             request.names,
-            settings=settings,
+            settings=measured.settings,
             low_precision=low,
             **request.shared,
         )
@@ -101,14 +136,34 @@ def run_axes(request: Request, settings: Settings) -> AxesTable:
 # ----------------------------------------------------------------------------- output
 
 
-def show_table(table: BenchTable, request: Request, as_json: bool) -> None:
-    _write_page(table, request)
+def show_table(
+    table: BenchTable,
+    request: Request,
+    as_json: bool,
+    more: Sequence[Section] = (),
+    document: Mapping[str, Any] | None = None,
+) -> None:
+    """Print a table and write its page.
+
+    Args:
+        table: the results.
+        request: what was asked for.
+        as_json: print a document instead.
+        more: further sections of the page, and on the terminal their tables.
+        document: further entries of the document.
+    """
+    _write_page(table, request, more)
     if as_json:
-        console.print_json(_document(table))
+        console.print_json({**document_of(table), **(document or {})})
         return
     console.print_facts({request.model: table.metadata["model"]["backend"]})
     for name, facts in table.tasks.items():
         _print_task(table, name, facts)
+    for section in more:
+        for frame in section.content:
+            if isinstance(frame, pd.DataFrame):
+                console.print_heading(section.title, section.prose)
+                console.print_table(frame)
     console.print_facts({f"{m} is refused": why for m, why in table.refused.items()})
     if not request.quiet:
         console.print_facts({"results": request.out})
@@ -119,26 +174,32 @@ def _print_task(table: BenchTable, name: str, facts: Any) -> None:
     console.print_table(shown_rows(table, name))
 
 
-def _document(table: BenchTable) -> dict[str, Any]:
+def document_of(table: BenchTable) -> dict[str, Any]:
+    """The results as JSON knows them."""
     return {
-        "table": [
-            {key: None if value != value else value for key, value in row.items()}
-            for row in table.to_pandas().to_dict("records")
-        ],
+        "table": records_of(table.to_pandas()),
         "tasks": dict(table.tasks),
         "refused": dict(table.refused),
         "metadata": dict(table.metadata),
     }
 
 
-def _write_page(table: BenchTable, request: Request) -> None:
+def records_of(frame: pd.DataFrame) -> list[dict[str, Any]]:
+    """Rows without NaN, which JSON does not have."""
+    return [
+        {str(key): None if value != value else value for key, value in row.items()}
+        for row in frame.to_dict("records")
+    ]
+
+
+def _write_page(table: BenchTable, request: Request, more: Sequence[Section]) -> None:
     drawn = [m for m in dict.fromkeys(table.rows["metric"]) if m not in ("accuracy", "degenerate")]
     filled = [m for m in drawn if table.rows.loc[table.rows["metric"] == m, "n"].any()]
     sections = [
         Section(name, facts_of(facts), [shown_rows(table, name)])
         for name, facts in table.tasks.items()
     ]
-    sections.append(Section("Figures", "", [table.plot(metric=metric) for metric in filled]))
+    sections.append(Section("Figures", "", _figures(table, filled)))
     if "sweep" in table.metadata["settings"] and filled:
         figures = [
             deletion_sweep(deletion.sweep(table), metric)
@@ -146,9 +207,17 @@ def _write_page(table: BenchTable, request: Request) -> None:
             if "aopc" not in metric
         ]
         sections.append(Section("Sweep", "", figures))
+    sections += more
     refused = "\n\n".join(f"{m} is not defined here: {why}" for m, why in table.refused.items())
     page = Page(f"Benchmark of {request.model}", refused, sections, table.metadata["command"])
     write_page(page, request.out / "report.html")
+
+
+def _figures(table: BenchTable, metrics: Sequence[str]) -> list[go.Figure]:
+    """One per metric; through the blocks where the run went inside the model."""
+    if any("/layer " in task for task in table.tasks):
+        return [layer_faithfulness(table, metric) for metric in metrics]
+    return [table.plot(metric=metric) for metric in metrics]
 
 
 def show_axes(table: AxesTable, request: Request, as_json: bool) -> None:

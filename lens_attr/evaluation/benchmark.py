@@ -108,7 +108,7 @@ def bench(
     metadata = metadata_of(graph, settings, options or {}, command)
     folder = None if out is None else Path(out)
     store = Store(folder, fingerprint_of(metadata, views))
-    predictions = {name: predict(graph, _answered(one), batch_size) for name, one in views.items()}
+    predictions = {name: predict(graph, answered(one), batch_size) for name, one in views.items()}
     used = {name: _used(one, predictions[name], settings) for name, one in views.items()}
     with progress_bar(progress, len(chosen) * sum(map(len, used.values()))) as advance:
         run = Run(model, graph, store, options or {}, settings.embeddings, batch_size, advance)
@@ -156,7 +156,7 @@ def _tasks(tasks: Tasks, n: int, seed: int) -> list[Task]:
 # --------------------------------------------------------------------------- samples
 
 
-def _answered(one: View) -> list[TokenSample]:
+def answered(one: View) -> list[TokenSample]:
     """Samples with an answer; without one nothing can be predicted correctly.
 
     Raises:

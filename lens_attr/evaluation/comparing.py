@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Literal
 
 import numpy as np
@@ -11,6 +11,7 @@ from jaxtyping import Float
 from numpy.typing import NDArray
 
 from lens_attr.errors import InputError
+from lens_attr.evaluation import faithfulness, speed
 from lens_attr.evaluation.baselines import BASELINES
 from lens_attr.evaluation.benchmark import MEASURES
 from lens_attr.evaluation.deletion import Deletion, headline
@@ -21,6 +22,12 @@ from lens_attr.evaluation.running import SAMPLES
 Claim = Literal["at least", "equal"]
 Verdict = Literal["holds", "does not hold", "undecided"]
 Values = Float[NDArray[np.floating], " _"]
+
+HEADLINES: dict[str, Callable[[pd.DataFrame], Mapping[str, Values]]] = {
+    faithfulness.MODE: faithfulness.headline,
+    speed.MODE: speed.headline,
+}
+"""From a per-sample table to every metric, by what ``metadata["mode"]`` says."""
 
 COMPARED = ("task", "method", "metric", "first", "second", "difference", "low", "high", "p", "n")
 
@@ -75,7 +82,7 @@ def _paired(
     common = sorted(set(a["sample"]) & set(b["sample"]))
     _check_same_texts(first, second, task, common)
     values = [
-        _values(table, frame.set_index("sample").loc[common].reset_index())
+        values_of(table, frame.set_index("sample").loc[common].reset_index())
         for table, frame in ((first, a), (second, b))
     ]
     return [(name, values[0][name], values[1][name]) for name in values[0] if name in values[1]]
@@ -90,10 +97,15 @@ def _check_same_texts(first: BenchTable, second: BenchTable, task: str, common: 
         raise InputError(f"the samples of task {task!r} differ between the two runs.")
 
 
-def _values(table: BenchTable, frame: pd.DataFrame) -> Mapping[str, Values]:
-    settings = table.metadata["settings"]
+def values_of(table: BenchTable, frame: pd.DataFrame) -> Mapping[str, Values]:
+    """Every metric of one of a run's per-sample tables, sample by sample, as the run counts it."""
+    settings, mode = table.metadata["settings"], table.metadata.get("mode")
+    if mode in HEADLINES:
+        return HEADLINES[mode](frame)
     if "sweep" in settings:
         return headline(frame, Deletion(k=settings["k"], sweep=settings["sweep"]))
+    if "metrics" in table.metadata:
+        return {name: frame[name].to_numpy(dtype=float) for name in table.metadata["metrics"]}
     if frame.empty:
         return dict.fromkeys(MEASURES, np.array([]))
     return {name: 100.0 * frame[name].to_numpy(dtype=float) for name in MEASURES}

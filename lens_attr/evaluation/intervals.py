@@ -75,6 +75,23 @@ def ratio_interval(
     return Interval(float(value), float(low), float(high), n)
 
 
+def median_interval(
+    values: Values, seed: int = 0, resamples: int = RESAMPLES, level: float = LEVEL
+) -> Interval:
+    """The median with its percentile bootstrap interval, for what has outliers (times).
+
+    Raises:
+        InputError: as `mean_interval`.
+    """
+    _check(values, values, resamples, level)
+    if not len(values):
+        return Interval(np.nan, np.nan, np.nan, 0)
+    parts = _resampled(np.random.default_rng(seed), len(values), resamples)
+    medians = np.concatenate([np.median(values[index], axis=1) for index in parts])
+    low, high = np.quantile(medians, [(1 - level) / 2, (1 + level) / 2])
+    return Interval(float(np.median(values)), float(low), float(high), len(values))
+
+
 def _check(above: Values, below: Values, resamples: int, level: float) -> None:
     if len(above) != len(below):
         raise InputError(f"{len(above)} values over {len(below)}: give one each.")

@@ -40,6 +40,13 @@ TITLES: dict[str, str] = {
     "aopc_comprehensiveness": "AOPC comprehensiveness",
     "aopc_sufficiency": "AOPC sufficiency",
     "aopc_log_odds": "AOPC log-odds",
+    "backward_ms": "backward, ms",
+    "backward_ratio": "backward, ratio",
+    "end_to_end_ms": "end to end, ms",
+    "end_to_end_ratio": "end to end, ratio",
+    "attribute_ms": "la.attribute, ms",
+    "joint_slope": "slope, predicted on joint",
+    "joint_error": "error of the joint effect",
 }
 """How tables head each metric."""
 
@@ -55,6 +62,12 @@ LOWER_IS_BETTER = frozenset(
         "log_odds",
         "aopc_sufficiency",
         "aopc_log_odds",
+        "backward_ms",
+        "backward_ratio",
+        "end_to_end_ms",
+        "end_to_end_ratio",
+        "attribute_ms",
+        "joint_error",
     )
 )
 
@@ -264,6 +277,7 @@ def facts_of(task: Mapping[str, Any]) -> str:
             f"{task['several_pieces']} answers are several tokens; {task['shared_pieces']} prompts "
             "were extended by pieces that answer and foil share."
         )
+    parts += task.get("remarks", [])
     if task.get("empty"):
         parts.append(f"Nothing is left: {task['empty']}.")
     return " ".join(parts)

@@ -19,7 +19,7 @@ from rich.console import Console
 from rich.progress import Progress
 
 from lens_attr._version import __version__
-from lens_attr.attribution import MethodTable, attribute
+from lens_attr.attribution import MethodTable, Relevance, attribute
 from lens_attr.attribution.embeddings import Embeddings
 from lens_attr.errors import InputError, Notice, UnsupportedModelError
 from lens_attr.evaluation.baselines import BASELINES
@@ -92,13 +92,15 @@ class Run:
             self.advance(len(batch))
         self.samples[task, name] = self.store.close(task, name)
 
-    def explain(
-        self, name: str, method: str | RuleSet, batch: Sequence[TokenSample], target: Target
-    ) -> tuple[list[Scores], list[float]]:
-        """Scores of every token of each sample, and the explained numbers.
-
-        The numbers are NaN for a method that does not explain the target.
-        """
+    def attribute(
+        self,
+        name: str,
+        method: str | RuleSet,
+        batch: Sequence[TokenSample],
+        target: Target,
+        **more: Any,
+    ) -> Relevance:
+        """Explain one batch; what the reader must know is noted."""
         tokens = padded(self.graph, batch)
         with warnings.catch_warnings():
             warnings.simplefilter("ignore", Notice)
@@ -108,9 +110,19 @@ class Run:
                 target,
                 method,
                 attention_mask=tokens.attention_mask,
-                **self._options(name, method),
+                **{**self._options(name, method), **more},
             )
         self.notes |= {f"{name}: {notice}": None for notice in result.metadata["notices"]}
+        return result
+
+    def explain(
+        self, name: str, method: str | RuleSet, batch: Sequence[TokenSample], target: Target
+    ) -> tuple[list[Scores], list[float]]:
+        """Scores of every token of each sample, and the explained numbers.
+
+        The numbers are NaN for a method that does not explain the target.
+        """
+        result = self.attribute(name, method, batch, target)
         aware = not isinstance(method, str) or MethodTable()[method].target_aware
         values = result.target_value.double().tolist() if aware else [np.nan] * len(batch)
         return [result.real_tokens(i).double().numpy() for i in range(len(batch))], values
@@ -133,8 +145,17 @@ class Run:
 
 def has_embeddings(method: str) -> bool:
     """Whether a method can explain full or partial embeddings."""
+    return _takes(method, embeddings="token")
+
+
+def has_records(method: str | RuleSet) -> bool:
+    """Whether a method can keep relevance inside the model as well as at the tokens."""
+    return isinstance(method, RuleSet) or _takes(method, record=())
+
+
+def _takes(method: str, **options: Any) -> bool:
     try:
-        MethodTable()[method].explainer(embeddings="token")
+        MethodTable()[method].explainer(**options)
     except (InputError, TypeError):
         return False
     return True

@@ -332,3 +332,53 @@ def _mlp_projections(graph: ModelGraph, layer: int) -> tuple[Projection, ...]:
         Projection(site.pre, mlp.W_gate.detach()[None]),
         Projection(site.up, mlp.W_in.detach()[None]),
     )
+
+
+# ------------------------------------------------------------------------------- other parts
+
+
+def mlp_output(graph: ModelGraph, layer: int) -> Float[Tensor, "d_mlp d_model"]:
+    """W_out of a block's MLP."""
+    return graph.model.blocks[layer].mlp.W_out.detach()
+
+
+@dataclass(frozen=True)
+class Rotation:
+    """Rotary positions: the first entries of queries and keys are turned, halves as pairs.
+
+    Attributes:
+        cos: of the angle of every entry, the second half as the first.
+        sin: likewise.
+    """
+
+    cos: Float[Tensor, "pos d_rotary"]
+    sin: Float[Tensor, "pos d_rotary"]
+
+    def turned(
+        self, x: Float[Tensor, "pos head d_head"], back: bool = False
+    ) -> Float[Tensor, "pos head d_head"]:
+        """x at its positions; ``back`` is the inverse, which is the transpose."""
+        n = self.cos.shape[-1]
+        first, second = x[..., :n].chunk(2, dim=-1)
+        across = torch.cat([-second, first], dim=-1) * self.sin[:, None]
+        turned = x[..., :n] * self.cos[:, None] + (-across if back else across)
+        return torch.cat([turned, x[..., n:]], dim=-1)
+
+
+def rotation(graph: ModelGraph, layer: int, length: int) -> Rotation | None:
+    """The rotation of a block's queries and keys, None where positions are embedded.
+
+    Raises:
+        UnsupportedModelError: neighbours are pairs (GPT-J).
+    """
+    if getattr(graph.cfg, "positional_embedding_type", "") != "rotary":
+        return None
+    if getattr(graph.cfg, "rotary_adjacent_pairs", False):
+        raise UnsupportedModelError(f"{graph.architecture} turns neighbouring entries as pairs.")
+    if graph.backend != "TransformerBridge":
+        attn = graph.model.blocks[layer].attn
+        return Rotation(attn.rotary_cos[:length], attn.rotary_sin[:length])
+    places = torch.arange(length, device=graph.device)[None]
+    rotary = graph.model.rotary_emb.original_component
+    cos, sin = rotary(torch.empty(0, device=graph.device, dtype=graph.dtype), places)
+    return Rotation(cos[0].detach(), sin[0].detach())

@@ -3,12 +3,14 @@
 ``result.plot()`` calls these by name; they can also be called directly.
 """
 
+from lens_attr.plots.ablation_bars import ablation
 from lens_attr.plots.agreement_scatter import agreement
 from lens_attr.plots.attention_map import attention
 from lens_attr.plots.benchmark_bars import benchmark
 from lens_attr.plots.circuit_graph import circuit
 from lens_attr.plots.faithfulness_curves import faithfulness
 from lens_attr.plots.head_map import heads
+from lens_attr.plots.layer_curves import layer_faithfulness
 from lens_attr.plots.palette import shade
 from lens_attr.plots.patch_map import patching
 from lens_attr.plots.path_figures import (
@@ -29,6 +31,7 @@ from lens_attr.plots.token_text import readable, shares
 __all__ = [
     "DARK",
     "LIGHT",
+    "ablation",
     "agreement",
     "attention",
     "benchmark",
@@ -39,6 +42,7 @@ __all__ = [
     "gradient_distance",
     "heads",
     "html_tokens",
+    "layer_faithfulness",
     "output_emphasis",
     "patching",
     "path_emphasis",
