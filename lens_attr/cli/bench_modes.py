@@ -37,7 +37,8 @@ def ablate(request: Request, measured: Measured, preset: str, as_json: bool) -> 
         if table.rows.query("task == @task and metric == @metric")["n"].any()
     ]
     sections.append(Section("Parts, drawn", "", figures))
-    show_table(table.base, request, as_json, sections, {"ablation": records_of(table.rows)})
+    document = {"ablation": records_of(table.rows)}
+    show_table(table.base, request, as_json, sections, document, figures=False)
 
 
 def _prose(preset: str) -> str:

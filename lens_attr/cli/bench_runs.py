@@ -10,7 +10,6 @@ from pathlib import Path
 from typing import Any, Literal
 
 import pandas as pd
-import plotly.graph_objects as go
 
 from lens_attr.cli import console, options
 from lens_attr.evaluation import (
@@ -142,6 +141,7 @@ def show_table(
     as_json: bool,
     more: Sequence[Section] = (),
     document: Mapping[str, Any] | None = None,
+    figures: bool = True,
 ) -> None:
     """Print a table and write its page.
 
@@ -151,8 +151,9 @@ def show_table(
         as_json: print a document instead.
         more: further sections of the page, and on the terminal their tables.
         document: further entries of the document.
+        figures: whether the page draws every metric of the table.
     """
-    _write_page(table, request, more)
+    _write_page(table, request, more, figures)
     if as_json:
         console.print_json({**document_of(table), **(document or {})})
         return
@@ -192,32 +193,33 @@ def records_of(frame: pd.DataFrame) -> list[dict[str, Any]]:
     ]
 
 
-def _write_page(table: BenchTable, request: Request, more: Sequence[Section]) -> None:
+def _write_page(
+    table: BenchTable, request: Request, more: Sequence[Section], figures: bool
+) -> None:
     drawn = [m for m in dict.fromkeys(table.rows["metric"]) if m not in ("accuracy", "degenerate")]
     filled = [m for m in drawn if table.rows.loc[table.rows["metric"] == m, "n"].any()]
     sections = [
         Section(name, facts_of(facts), [shown_rows(table, name)])
         for name, facts in table.tasks.items()
     ]
-    sections.append(Section("Figures", "", _figures(table, filled)))
-    if "sweep" in table.metadata["settings"] and filled:
-        figures = [
-            deletion_sweep(deletion.sweep(table), metric)
-            for metric in filled
-            if "aopc" not in metric
-        ]
-        sections.append(Section("Sweep", "", figures))
+    if figures:
+        sections += _drawn(table, filled)
     sections += more
     refused = "\n\n".join(f"{m} is not defined here: {why}" for m, why in table.refused.items())
     page = Page(f"Benchmark of {request.model}", refused, sections, table.metadata["command"])
     write_page(page, request.out / "report.html")
 
 
-def _figures(table: BenchTable, metrics: Sequence[str]) -> list[go.Figure]:
-    """One per metric; through the blocks where the run went inside the model."""
+def _drawn(table: BenchTable, metrics: Sequence[str]) -> list[Section]:
+    """Every metric; through the blocks where the run went inside the model, and the k sweep."""
     if any("/layer " in task for task in table.tasks):
-        return [layer_faithfulness(table, metric) for metric in metrics]
-    return [table.plot(metric=metric) for metric in metrics]
+        return [Section("Figures", "", [layer_faithfulness(table, metric) for metric in metrics])]
+    sections = [Section("Figures", "", [table.plot(metric=metric) for metric in metrics])]
+    if "sweep" in table.metadata["settings"] and metrics:
+        swept = deletion.sweep(table)
+        curves = [deletion_sweep(swept, metric) for metric in metrics if "aopc" not in metric]
+        sections.append(Section("Sweep", "", curves))
+    return sections
 
 
 def show_axes(table: AxesTable, request: Request, as_json: bool) -> None:

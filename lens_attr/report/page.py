@@ -8,6 +8,7 @@ import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import pandas as pd
 import plotly.graph_objects as go
@@ -150,12 +151,18 @@ def _figure(figure: go.Figure) -> str:
     title = layout.pop("title", {}).get("text") or ""
     layout.pop("width", None)
     height = layout.setdefault("height", DEFAULT_HEIGHT)
-    layout["margin"] = {**layout.get("margin", {}), "t": 12}
+    layout["margin"] = {**layout.get("margin", {}), "t": _room_above(layout)}
     return (
         f"<figure><figcaption>{html.escape(_plain(title))}</figcaption>"
         f'<div class="plot" style="height:{int(height)}px">'
         f'<script type="application/json">{_script_json(drawing)}</script></div></figure>'
     )
+
+
+def _room_above(layout: dict[str, Any]) -> int:
+    """Pixels above the drawing: panels of a figure may have titles there."""
+    titles = [note for note in layout.get("annotations", []) if note.get("y", 0) >= 1]
+    return 36 if titles else 12
 
 
 def _plain(title: str) -> str:

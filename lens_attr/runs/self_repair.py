@@ -226,7 +226,7 @@ def _joined(
     """The ablations of all samples."""
 
     def table(key: str, columns: list[str]) -> pd.DataFrame:
-        records = [record for cell in (rows[key] if key in rows else ()) for record in cell]
+        records = [record for row in rows.to_dict("records") for record in row[key]]
         return pd.DataFrame(records, columns=[*columns, *methods])
 
     empty = rows.empty
