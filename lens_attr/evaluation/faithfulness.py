@@ -61,7 +61,7 @@ NOT_POSITIVE = (
 
 Values = Float[NDArray[np.floating], " _"]
 Scores = Float[NDArray[np.floating], " _"]
-Kept = Bool[NDArray[np.bool_], "_ token"]
+Kept = Bool[NDArray[np.bool_], "_ _"]
 """One row per edit of a sample, True on what stays as it is."""
 
 
@@ -131,7 +131,7 @@ class Place:
         return name if self.layer is None else f"{name}/layer {self.layer}"
 
 
-def loss(values: Values, whole: float) -> float:
+def loss(values: Values | Sequence[float], whole: float) -> float:
     """The share of ``whole`` that is lost, mean over ``values``."""
     return float(np.mean(1.0 - np.asarray(values, dtype=float) / whole))
 

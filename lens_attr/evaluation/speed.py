@@ -296,6 +296,8 @@ def _split(
     task: str, times: pd.DataFrame, names: Sequence[str]
 ) -> dict[tuple[str, str], pd.DataFrame]:
     """One table per way of explaining, with its ratios to gradient x input."""
+    if times.empty:
+        return dict.fromkeys(((task, name) for name in names), times)
     found = {}
     for name in names:
         columns = [column for column in times if column.startswith(f"{name} ")]

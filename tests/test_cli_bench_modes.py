@@ -1,0 +1,145 @@
+"""The modes of ``lens-attr bench``: each writes and prints what every run does, and its own."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pandas as pd
+import pytest
+from test_cli import ESCAPE, fast_load, good, models, run  # noqa: F401  (fixtures)
+from test_cli_bench import write
+
+from lens_attr.demo import generate
+from lens_attr.evaluation import BenchTable
+from lens_attr.evaluation.results import COLUMNS
+
+pytestmark = pytest.mark.usefixtures("fast_load")
+
+MODES = {
+    "faithfulness": ["--faithfulness", "--layers", "1", "--methods", "lrp"],
+    "ablation": ["--ablate", "relp"],
+    "speed": ["--speed"],
+    "self-repair": ["--self-repair", "--methods", "gradient,gim"],
+}
+METRIC = {
+    "faithfulness": "comprehensiveness",
+    "ablation": "rma",
+    "speed": "backward_ratio",
+    "self-repair": "joint_slope",
+}
+
+
+def base(*flags: str | Path) -> list[str | Path]:
+    return ["bench", "--task", "sva", "--n", "3", *flags]
+
+
+@pytest.mark.parametrize("mode", MODES)
+def test_every_mode_writes_prints_resumes_and_compares(mode: str, tmp_path: Path) -> None:
+    command = base(*MODES[mode], "--out", tmp_path)
+    shown = good(*command)
+    assert ESCAPE not in shown and f"results: {tmp_path}" in shown and "sva" in shown
+    csv = pd.read_csv(tmp_path / "table.csv")
+    assert tuple(csv.columns) == COLUMNS and METRIC[mode] in set(csv["metric"])
+    assert json.loads((tmp_path / "summary.json").read_text())["command"].startswith("lens-attr")
+    page = (tmp_path / "report.html").read_text(encoding="utf-8")
+    assert page.count('<script type="application/json">') >= 2
+    assert good(*command, "--quiet") == "".join(shown.rpartition("results: ")[:1])
+    document = json.loads(good(*command, "--json"))
+    assert {row["metric"] for row in document["table"]} >= {METRIC[mode]}
+    pairs = json.loads(good("bench", "--compare", tmp_path, tmp_path, "--json"))
+    assert METRIC[mode] in {row["metric"] for row in pairs}
+    assert all(row["difference"] == 0 for row in pairs)
+    assert BenchTable.load(tmp_path).tasks["sva"]["used"] == 3
+    another = run(*base(*MODES[mode], "--out", tmp_path), "--seed", "4")
+    assert another.exit_code == 1 and "holds another run" in another.stderr
+
+
+def test_faithfulness_reads_texts_and_its_settings(tmp_path: Path) -> None:
+    lines = [f"{s.text}{s.answer}{s.suffix}\t1" for s in generate("sva", 12)]
+    data = write(tmp_path / "sst2.tsv", "sentence\tlabel", *lines)
+    flags = ["--layers", "none", "--token", " the", "--contrastive", "--methods", "lrp"]
+    command = ["bench", "--faithfulness", "--data", data, "--task", "sst2", "--n", "4", *flags]
+    document = json.loads(good(*command, "--out", tmp_path / "o", "--json"))
+    settings = document["metadata"]["settings"]
+    assert (settings["layers"], settings["token"], settings["contrastive"]) == ([], " the", True)
+    assert document["tasks"]["sst2"]["used"] == 4
+    assert "replaced by ' the'" in " ".join(document["tasks"]["sst2"]["remarks"])
+
+
+def test_faithfulness_goes_through_every_block_by_default(tmp_path: Path) -> None:
+    document = json.loads(
+        good(*base("--faithfulness", "--methods", "gim", "--out", tmp_path, "--json"))
+    )
+    assert list(document["tasks"]) == ["sva", *(f"sva/layer {i}" for i in range(4))]
+    assert document["metadata"]["settings"]["contrastive"] is False
+
+
+def test_ablations_by_other_measures(tmp_path: Path) -> None:
+    for measure, metric in (("--deletion", "log_odds"), ("--faithfulness", "sufficiency")):
+        flags = ["--ablate", "gim", measure, "--layers", "none", "--json"]
+        document = json.loads(good(*base(*flags, "--out", tmp_path / measure)))
+        rows = [row for row in document["ablation"] if row["metric"] == metric]
+        assert {row["series"] for row in rows} == {"cumulative", "leave one out", "temperature"}
+        assert (tmp_path / measure / "ablation.md").exists()
+
+
+def test_ablation_steps_are_shown_with_their_differences(tmp_path: Path) -> None:
+    shown = good(*base("--ablate", "gim", "--out", tmp_path))
+    for text in ("without norm freeze", "+ gradient normalisation", "+ TSG", "T = 10", "(p = "):
+        assert text in shown
+
+
+def test_speed_tells_operations_and_takes_presets(tmp_path: Path) -> None:
+    command = base("--speed", "--methods", "gim,lrp", "--out", tmp_path, "--json")
+    document = json.loads(good(*command))
+    assert document["metadata"]["settings"]["presets"] == ["gim", "lrp"]
+    assert {row["operation"] for row in document["operations"]["sva"]} >= {"linear", "softmax"}
+    assert document["metadata"]["difference"] < 1e-9
+    assert good("bench", "--speed", "--n", "2", "--out", tmp_path / "d").count("\nsva  ") == 1
+
+
+@pytest.mark.parametrize("mode", ["faithfulness", "ablation", "speed", "self-repair"])
+def test_a_file_without_samples_exits_with_0_and_the_reason(mode: str, tmp_path: Path) -> None:
+    sample = generate("sva", 1)[0]
+    row: dict[str, Any] = {"text": sample.text, "answer": sample.answer, "foil": sample.answer}
+    data = write(tmp_path / "d.jsonl", row | {"truth": sample.truth, "task": "sva"})
+    command = ["bench", "--data", data, *MODES[mode], "--out", tmp_path / "o"]
+    shown = good(*command)
+    assert "Nothing is left: every sample was dropped" in shown
+    document = json.loads(good(*command, "--json"))
+    assert document["tasks"]["sva"]["used"] == 0
+    assert all(row["n"] == 0 and row["value"] is None for row in document["table"])
+
+
+@pytest.mark.parametrize(
+    ("arguments", "hint"),
+    [
+        (["--speed", "--axes"], "different runs"),
+        (["--faithfulness", "--deletion"], "different runs"),
+        (["--ablate", "gim", "--speed"], "does not go with"),
+        (["--ablate", "gradient"], "gradient"),
+        (["--faithfulness", "--layers", "first"], "whole numbers"),
+    ],
+)
+def test_wrong_usage_exits_with_2(arguments: list[str], hint: str) -> None:
+    ran = run("bench", "--task", "sva", *arguments)
+    assert ran.exit_code == 2 and hint in ran.output and "Traceback" not in ran.output
+
+
+@pytest.mark.parametrize(
+    ("arguments", "hint"),
+    [
+        (["--faithfulness", "--layers", "9"], "layers must be different and of 0 to 3"),
+        (["--faithfulness", "--token", " extraordinarily"], "name one token"),
+        (["--speed", "--methods", "occlusion"], "speed is measured for presets"),
+        (["--self-repair", "--methods", "occlusion"], "unknown method 'occlusion'"),
+        (["--self-repair", "--model", "demo-bert", "--backend", "bridge"], "softmax outside"),
+    ],
+)
+def test_refusals_are_one_line(arguments: list[str], hint: str, tmp_path: Path) -> None:
+    ran = run(*base(*arguments, "--out", tmp_path / "o"))
+    assert ran.exit_code == 1
+    (line,) = ran.stderr.splitlines()
+    assert line.startswith("error: ") and hint in line
