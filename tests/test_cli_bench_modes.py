@@ -21,7 +21,7 @@ MODES = {
     "faithfulness": ["--faithfulness", "--layers", "1", "--methods", "lrp"],
     "ablation": ["--ablate", "relp"],
     "speed": ["--speed"],
-    "self-repair": ["--self-repair", "--methods", "gradient,gim"],
+    "self-repair": ["--self-repair", "--methods", "gradient_x_input,gim"],
 }
 METRIC = {
     "faithfulness": "comprehensiveness",

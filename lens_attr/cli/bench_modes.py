@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from lens_attr.circuits.score_ablation import TSG
 from lens_attr.cli import console
 from lens_attr.cli.bench_runs import Measured, Request, records_of, run, run_ablation, show_table
 from lens_attr.evaluation import Speed, bench_speed
@@ -81,7 +82,8 @@ def self_repair(request: Request, as_json: bool) -> None:
     model = request.load()
     settings = SelfRepairSettings(seed=request.seed)
     if request.names != "all":
-        settings = SelfRepairSettings(methods=request.names, seed=request.seed)
+        presets = ["gradient" if name == GRADIENT else name for name in request.names]
+        settings = SelfRepairSettings(methods=[*presets, TSG], seed=request.seed)
     with console.notices(request.quiet):
         found = bench_self_repair(model, request.tasks, settings=settings, **request.shared)
     sections, document = [], {}
