@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import typer
 
-from lens_attr.cli import options
+from lens_attr.cli import bench_options, options
 
 if TYPE_CHECKING:
     from lens_attr.evaluation.tasks import Task
@@ -39,7 +39,7 @@ DataOption = Annotated[
     ),
 ]
 FormatOption = Annotated[
-    Literal["auto", "blimp", "linzen", "marvin-linzen", "squad", "labelled", "own"],
+    Literal["auto", "blimp", "linzen", "marvin-linzen", "squad", "labelled", "choices", "own"],
     typer.Option("--format", help="What the files are."),
 ]
 SkipBadOption = Annotated[
@@ -153,7 +153,11 @@ def bench(
     delete: DeleteOption = "zero",
     lengths: LengthsOption = None,
     interest: InterestOption = "last",
+    interest_file: bench_options.InterestFileOption = None,
     axes: AxesOption = False,
+    stability: bench_options.StabilityOption = False,
+    pairs: bench_options.PairsOption = None,
+    length: bench_options.LengthOption = False,
     compare: CompareOption = None,
     backend: options.BackendOption = "auto",
     dtype: options.DtypeOption = "float32",
@@ -173,8 +177,11 @@ def bench(
     if compare is not None:
         bench_runs.compare(*compare, as_json)
         return
-    if axes and deletion:
-        raise typer.BadParameter("--axes and --deletion are two different runs.")
+    _check_one_mode(axes=axes, deletion=deletion, stability=stability, length=length)
+    if pairs is not None and (not stability or data):
+        raise typer.BadParameter("--pairs goes with --stability, and without --data.")
+    if interest_file is not None and not deletion:
+        raise typer.BadParameter("--interest-file goes with --deletion.")
     names = _method_names(methods)
     tasks = _tasks(task, data, format, skip_bad, template, n, seed)
     request = bench_runs.Request(
@@ -184,21 +191,37 @@ def bench(
         from lens_attr.evaluation import Deletion
 
         how = Deletion(k=k, unit=unit, delete=delete, embeddings=embeddings, seed=seed)
-        table = bench_runs.run_deletion(request, how, _lengths(lengths), interest)
+        table = bench_runs.run_deletion(request, how, _lengths(lengths), interest_file or interest)
         bench_runs.show_table(table, request, as_json)
         return
-    from lens_attr.evaluation import Settings
+    from lens_attr.cli import bench_stability
+    from lens_attr.evaluation import Settings, Stability
+
+    if stability:
+        edits = Stability(
+            contrastive=contrastive, embeddings=embeddings, keep_incorrect=keep_incorrect, seed=seed
+        )
+        bench_stability.stability(request, edits, pairs, skip_bad, as_json)
+        return
 
     settings = Settings(
         contrastive, special_tokens, whole_text, embeddings, ties, keep_incorrect, seed
     )
-    if axes:
+    if length:
+        bench_stability.length(request, settings, as_json)
+    elif axes:
         bench_runs.show_axes(bench_runs.run_axes(request, settings), request, as_json)
     else:
         bench_runs.show_table(bench_runs.run(request, settings), request, as_json)
 
 
 # -------------------------------------------------------------------------- arguments
+
+
+def _check_one_mode(**modes: bool) -> None:
+    chosen = [f"--{name}" for name, wanted in modes.items() if wanted]
+    if len(chosen) > 1:
+        raise typer.BadParameter(f"{' and '.join(chosen)} are different runs.")
 
 
 def _method_names(methods: str) -> list[str] | Literal["all"]:

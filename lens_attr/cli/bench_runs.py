@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import shlex
 import sys
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
@@ -70,15 +71,19 @@ def run(request: Request, settings: Settings) -> BenchTable:
 
 
 def run_deletion(
-    request: Request, settings: Deletion, lengths: list[int], interest: Interest
+    request: Request, settings: Deletion, lengths: list[int], interest: Interest | Path
 ) -> BenchTable:
+    """``interest`` is a rule, or a file that names the word of each text."""
+    words: Interest | Mapping[str, tuple[int, int]] = (
+        tasks.read_interest(interest, request.tasks) if isinstance(interest, Path) else interest
+    )
     model = request.load()
     with console.notices(request.quiet):
         cut = [
             one
             for task in request.tasks
             for one in tasks.paragraphs(
-                resolve(model), task, lengths, n=request.n, interest=interest, seed=request.seed
+                resolve(model), task, lengths, n=request.n, interest=words, seed=request.seed
             )
         ]
         return bench_deletion(model, cut, request.names, settings=settings, **request.shared)
@@ -101,8 +106,11 @@ def run_axes(request: Request, settings: Settings) -> AxesTable:
 # ----------------------------------------------------------------------------- output
 
 
-def show_table(table: BenchTable, request: Request, as_json: bool) -> None:
-    _write_page(table, request)
+def show_table(
+    table: BenchTable, request: Request, as_json: bool, figures: Sequence[Any] | None = None
+) -> None:
+    """Print a table, and write its page with ``figures`` or those that every table has."""
+    _write_page(table, request, figures)
     if as_json:
         console.print_json(_document(table))
         return
@@ -131,14 +139,24 @@ def _document(table: BenchTable) -> dict[str, Any]:
     }
 
 
-def _write_page(table: BenchTable, request: Request) -> None:
-    drawn = [m for m in dict.fromkeys(table.rows["metric"]) if m not in ("accuracy", "degenerate")]
-    filled = [m for m in drawn if table.rows.loc[table.rows["metric"] == m, "n"].any()]
+def _write_page(table: BenchTable, request: Request, figures: Sequence[Any] | None) -> None:
     sections = [
         Section(name, facts_of(facts), [shown_rows(table, name)])
         for name, facts in table.tasks.items()
     ]
-    sections.append(Section("Figures", "", [table.plot(metric=metric) for metric in filled]))
+    if figures is None:
+        sections += _figures(table)
+    else:
+        sections.append(Section("Figures", "", figures))
+    refused = "\n\n".join(f"{m} is not defined here: {why}" for m, why in table.refused.items())
+    page = Page(f"Benchmark of {request.model}", refused, sections, table.metadata["command"])
+    write_page(page, request.out / "report.html")
+
+
+def _figures(table: BenchTable) -> list[Section]:
+    drawn = [m for m in dict.fromkeys(table.rows["metric"]) if m not in ("accuracy", "degenerate")]
+    filled = [m for m in drawn if table.rows.loc[table.rows["metric"] == m, "n"].any()]
+    sections = [Section("Figures", "", [table.plot(metric=metric) for metric in filled])]
     if "sweep" in table.metadata["settings"] and filled:
         figures = [
             deletion_sweep(deletion.sweep(table), metric)
@@ -146,9 +164,7 @@ def _write_page(table: BenchTable, request: Request) -> None:
             if "aopc" not in metric
         ]
         sections.append(Section("Sweep", "", figures))
-    refused = "\n\n".join(f"{m} is not defined here: {why}" for m, why in table.refused.items())
-    page = Page(f"Benchmark of {request.model}", refused, sections, table.metadata["command"])
-    write_page(page, request.out / "report.html")
+    return sections
 
 
 def show_axes(table: AxesTable, request: Request, as_json: bool) -> None:

@@ -4,10 +4,12 @@ from lens_attr.evaluation import tasks
 from lens_attr.evaluation.axes import AxesTable, bench_axes
 from lens_attr.evaluation.benchmark import Settings, bench
 from lens_attr.evaluation.comparing import compare_runs
+from lens_attr.evaluation.context_length import bench_length, by_length_of_text
 from lens_attr.evaluation.deletion import Deletion, bench_deletion
 from lens_attr.evaluation.intervals import Interval, Paired, mean_interval, paired_test
 from lens_attr.evaluation.plausibility import Plausibility, Ties, plausibility
 from lens_attr.evaluation.results import BenchTable
+from lens_attr.evaluation.stability import Stability, bench_stability
 
 __all__ = [
     "AxesTable",
@@ -17,10 +19,14 @@ __all__ = [
     "Paired",
     "Plausibility",
     "Settings",
+    "Stability",
     "Ties",
     "bench",
     "bench_axes",
     "bench_deletion",
+    "bench_length",
+    "bench_stability",
+    "by_length_of_text",
     "compare_runs",
     "mean_interval",
     "paired_test",

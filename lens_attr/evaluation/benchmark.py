@@ -104,11 +104,11 @@ def bench(
     chosen = methods_by_name(methods)
     if n < 1 or batch_size < 1:
         raise InputError(f"n and batch_size must be at least 1, got {n} and {batch_size}.")
-    views = {task.name: view(graph, task) for task in _tasks(tasks, n, settings.seed)}
+    views = {task.name: view(graph, task) for task in tasks_of(tasks, n, settings.seed)}
     metadata = metadata_of(graph, settings, options or {}, command)
     folder = None if out is None else Path(out)
     store = Store(folder, fingerprint_of(metadata, views))
-    predictions = {name: predict(graph, _answered(one), batch_size) for name, one in views.items()}
+    predictions = {name: predict(graph, answered(one), batch_size) for name, one in views.items()}
     used = {name: _used(one, predictions[name], settings) for name, one in views.items()}
     with progress_bar(progress, len(chosen) * sum(map(len, used.values()))) as advance:
         run = Run(model, graph, store, options or {}, settings.embeddings, batch_size, advance)
@@ -139,7 +139,12 @@ def bench(
 # ------------------------------------------------------------------------- arguments
 
 
-def _tasks(tasks: Tasks, n: int, seed: int) -> list[Task]:
+def tasks_of(tasks: Tasks, n: int, seed: int) -> list[Task]:
+    """The first ``n`` samples of each task; names become built-in tasks.
+
+    Raises:
+        InputError: no task, or two of one name.
+    """
     each = [tasks] if isinstance(tasks, (str, Task)) else list(tasks)
     found = [
         built_in(task, n, seed)
@@ -156,7 +161,7 @@ def _tasks(tasks: Tasks, n: int, seed: int) -> list[Task]:
 # --------------------------------------------------------------------------- samples
 
 
-def _answered(one: View) -> list[TokenSample]:
+def answered(one: View) -> list[TokenSample]:
     """Samples with an answer; without one nothing can be predicted correctly.
 
     Raises:

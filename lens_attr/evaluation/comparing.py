@@ -16,7 +16,7 @@ from lens_attr.evaluation.benchmark import MEASURES
 from lens_attr.evaluation.deletion import Deletion, headline
 from lens_attr.evaluation.intervals import Interval, paired_test
 from lens_attr.evaluation.results import BenchTable
-from lens_attr.evaluation.running import SAMPLES
+from lens_attr.evaluation.running import COMPARED_AS, SAMPLES
 
 Claim = Literal["at least", "equal"]
 Verdict = Literal["holds", "does not hold", "undecided"]
@@ -92,6 +92,13 @@ def _check_same_texts(first: BenchTable, second: BenchTable, task: str, common: 
 
 def _values(table: BenchTable, frame: pd.DataFrame) -> Mapping[str, Values]:
     settings = table.metadata["settings"]
+    if COMPARED_AS in table.metadata:
+        factors = table.metadata[COMPARED_AS]
+        return {
+            name: factor * frame[name].to_numpy(dtype=float)
+            for name, factor in factors.items()
+            if name in frame
+        }
     if "sweep" in settings:
         return headline(frame, Deletion(k=settings["k"], sweep=settings["sweep"]))
     if frame.empty:
