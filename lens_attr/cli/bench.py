@@ -10,6 +10,7 @@ import typer
 from lens_attr.cli import bench_options, options
 
 if TYPE_CHECKING:
+    from lens_attr.evaluation import Published
     from lens_attr.evaluation.tasks import Task
 
 GENERATED = "sva,ra,qa"
@@ -158,6 +159,7 @@ def bench(
     stability: bench_options.StabilityOption = False,
     pairs: bench_options.PairsOption = None,
     length: bench_options.LengthOption = False,
+    published: bench_options.PublishedOption = None,
     compare: CompareOption = None,
     backend: options.BackendOption = "auto",
     dtype: options.DtypeOption = "float32",
@@ -185,8 +187,9 @@ def bench(
     names = _method_names(methods)
     tasks = _tasks(task, data, format, skip_bad, template, n, seed)
     request = bench_runs.Request(
-        model, names, tasks, n, seed, batch_size, out, backend, dtype, device, quiet
-    )
+        model, names, tasks, n, seed, batch_size, out, backend, dtype, device, quiet,
+        _published(published),
+    )  # fmt: skip
     if deletion:
         from lens_attr.evaluation import Deletion
 
@@ -232,6 +235,12 @@ def _method_names(methods: str) -> list[str] | Literal["all"]:
         return "all"
     options.check_methods(names)
     return names
+
+
+def _published(path: Path | None) -> list[Published]:
+    from lens_attr.evaluation import read_published
+
+    return [] if path is None else read_published(path)
 
 
 def _lengths(lengths: str | None) -> list[int]:

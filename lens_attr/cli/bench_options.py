@@ -39,3 +39,14 @@ InterestFileOption = Annotated[
         show_default=False,
     ),
 ]
+PublishedOption = Annotated[
+    Path | None,
+    typer.Option(
+        "--published",
+        exists=True,
+        dir_okay=False,
+        help="A csv of values from papers, printed beside ours where model, task, method and "
+        "metric match.",
+        show_default=False,
+    ),
+]

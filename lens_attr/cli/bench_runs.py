@@ -9,15 +9,19 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
+import pandas as pd
+
 from lens_attr.cli import console, options
 from lens_attr.evaluation import (
     AxesTable,
     BenchTable,
     Deletion,
+    Published,
     Settings,
     bench,
     bench_axes,
     bench_deletion,
+    beside,
     compare_runs,
     deletion,
     tasks,
@@ -46,6 +50,7 @@ class Request:
     dtype: str
     device: str | None
     quiet: bool
+    published: Sequence[Published] = ()
 
     def load(self, dtype: str | None = None) -> Any:
         """The model."""
@@ -110,14 +115,18 @@ def show_table(
     table: BenchTable, request: Request, as_json: bool, figures: Sequence[Any] | None = None
 ) -> None:
     """Print a table, and write its page with ``figures`` or those that every table has."""
-    _write_page(table, request, figures)
+    published = beside(table, request.published, request.model)
+    _write_page(table, request, figures, published)
     if as_json:
-        console.print_json(_document(table))
+        console.print_json(_document(table) | {"published": published.to_dict("records")})
         return
     console.print_facts({request.model: table.metadata["model"]["backend"]})
     for name, facts in table.tasks.items():
         _print_task(table, name, facts)
     console.print_facts({f"{m} is refused": why for m, why in table.refused.items()})
+    if len(published):
+        console.print_heading("published", "values of papers beside ours")
+        console.print_table(published)
     if not request.quiet:
         console.print_facts({"results": request.out})
 
@@ -139,11 +148,15 @@ def _document(table: BenchTable) -> dict[str, Any]:
     }
 
 
-def _write_page(table: BenchTable, request: Request, figures: Sequence[Any] | None) -> None:
+def _write_page(
+    table: BenchTable, request: Request, figures: Sequence[Any] | None, published: pd.DataFrame
+) -> None:
     sections = [
         Section(name, facts_of(facts), [shown_rows(table, name)])
         for name, facts in table.tasks.items()
     ]
+    if len(published):
+        sections.append(Section("Published", "Values of papers beside ours.", [published]))
     if figures is None:
         sections += _figures(table)
     else:

@@ -8,6 +8,7 @@ from lens_attr.evaluation.context_length import bench_length, by_length_of_text
 from lens_attr.evaluation.deletion import Deletion, bench_deletion
 from lens_attr.evaluation.intervals import Interval, Paired, mean_interval, paired_test
 from lens_attr.evaluation.plausibility import Plausibility, Ties, plausibility
+from lens_attr.evaluation.published import Published, beside, read_published
 from lens_attr.evaluation.results import BenchTable
 from lens_attr.evaluation.stability import Stability, bench_stability
 
@@ -18,6 +19,7 @@ __all__ = [
     "Interval",
     "Paired",
     "Plausibility",
+    "Published",
     "Settings",
     "Stability",
     "Ties",
@@ -26,10 +28,12 @@ __all__ = [
     "bench_deletion",
     "bench_length",
     "bench_stability",
+    "beside",
     "by_length_of_text",
     "compare_runs",
     "mean_interval",
     "paired_test",
     "plausibility",
+    "read_published",
     "tasks",
 ]
