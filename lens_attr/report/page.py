@@ -150,7 +150,11 @@ def _figure(figure: go.Figure) -> str:
     title = layout.pop("title", {}).get("text") or ""
     layout.pop("width", None)
     height = layout.setdefault("height", DEFAULT_HEIGHT)
-    layout["margin"] = {**layout.get("margin", {}), "t": 12}
+    headed = any(
+        note.get("yref") == "paper" and note.get("y", 0) >= 1
+        for note in layout.get("annotations", [])
+    )
+    layout["margin"] = {**layout.get("margin", {}), "t": 36 if headed else 12}
     return (
         f"<figure><figcaption>{html.escape(_plain(title))}</figcaption>"
         f'<div class="plot" style="height:{int(height)}px">'
