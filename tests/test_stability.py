@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import random
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -85,7 +86,7 @@ def test_what_decides_is_never_swapped_and_what_cannot_be_edited_is_counted() ->
     near = Sample("the keys near", " old", " new", truth=((9, 13),))
     left = tasks.edited(tasks.Task("t", [near]), ["synonym"])
     assert not left.versions["synonym"]
-    assert left.left_out["synonym"] == {"the text has nothing for the edit 'synonym'": 1}
+    assert left.unedited == {"synonym": [0]}
 
 
 def test_a_comma_goes_where_there_is_one() -> None:
@@ -286,6 +287,20 @@ def test_a_stopped_run_goes_on_and_two_runs_are_compared(
     assert (paired["difference"].dropna() == 0).all()
     with pytest.raises(InputError, match="holds another run"):
         bench_stability(demo["demo-bert"], "sva", ["lrp"], n=11, out=tmp_path)
+
+
+def test_every_sample_is_counted_once_also_where_the_model_is_often_wrong(
+    demo: dict[str, Any],
+) -> None:
+    samples = tasks.built_in("sva", 30).samples
+    twisted = [replace(s, answer=s.foil, foil=s.answer) if i % 2 else s
+               for i, s in enumerate(samples)]  # fmt: skip
+    settings = Stability(edits=["synonym", "segmentation"])
+    task = tasks.Task("sva", twisted)
+    found = bench_stability(demo["demo-gpt2"], task, ["lrp"], settings=settings)
+    for facts in found.tasks.values():
+        assert facts["dropped"]["the model gets the unedited text wrong"] >= 14
+        assert facts["read"] == facts["used"] + sum(facts["dropped"].values()) == 30
 
 
 # --- length

@@ -93,7 +93,7 @@ def beside(table: BenchTable, published: Sequence[Published], model: str) -> pd.
     rows = []
     for one in published:
         row = ours.get((one.task, one.method, one.metric))
-        if row is not None and _bare(one.model) == _bare(model):
+        if row is not None and row["n"] and _bare(one.model) == _bare(model):
             source = f"{one.paper}, {one.where}"
             values = (row["value"], row["low"], row["high"], one.value)
             rows.append((one.task, one.method, one.metric, *values, source))

@@ -243,15 +243,14 @@ def _versions(
     views: dict[str, View],
 ) -> Iterator[tuple[str, set[int], list[TokenSample], Counter[str]]]:
     """Of each edit: its name, which samples it was to edit, the edited ones, and what was lost."""
-    everyone = {*range(len(pairs.task.samples))}
     for edit, made in pairs.versions.items():
         name, index = f"{pairs.task.name}/{edit}", [i for i in made if i in used]
         task = Task(name, same_rivals(pairs.task, [made[i] for i in index]), pairs.task.source)
         views[name] = seen = view(graph, task, truth=False)
         samples = [replace(one, index=index[one.index]) for one in seen.samples]
-        left_out = Counter(pairs.left_out.get(edit, {}))
-        given = everyone if left_out else {*made}
-        yield name, given, samples, left_out + seen.dropped
+        unedited = {*pairs.unedited.get(edit, ())}
+        dropped = Counter({"the text has nothing that the edit changes": len(unedited & {*used})})
+        yield name, unedited | {*made}, samples, dropped + seen.dropped
     if pairs.segmentation:
         vocabulary = graph.tokenizer.get_vocab()
         split = [
@@ -260,6 +259,7 @@ def _versions(
         ]
         samples = [one for one in split if one is not None]
         dropped = Counter({"no token can be split in two": len(split) - len(samples)})
+        everyone = {*range(len(pairs.task.samples))}
         yield f"{pairs.task.name}/{SEGMENTATION}", everyone, samples, dropped
 
 

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import random
 import re
-from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -65,13 +64,13 @@ class Pairs:
     Attributes:
         task: the samples as they were.
         versions: by name of the edit, the edited version by index of the sample.
-        left_out: how many samples an edit could do nothing with, by edit and reason.
+        unedited: by name of the edit, the samples that it could do nothing with.
         segmentation: whether samples are also to be read with one token split in two.
     """
 
     task: Task
     versions: Mapping[str, Mapping[int, Sample]]
-    left_out: Mapping[str, Mapping[str, int]] = field(default_factory=dict)
+    unedited: Mapping[str, Sequence[int]] = field(default_factory=dict)
     segmentation: bool = False
 
 
@@ -89,20 +88,20 @@ def edited(task: Task, edits: Sequence[str], seed: int = 0) -> Pairs:
         InputError: an unknown edit.
     """
     versions: dict[str, dict[int, Sample]] = {}
-    left_out: dict[str, Counter[str]] = {}
+    unedited: dict[str, list[int]] = {}
     for name in edits:
         if name == SEGMENTATION:
             continue
         if name not in EDITS:
             raise InputError(f"unknown edit {name!r}; {did_you_mean(name, (*EDITS, SEGMENTATION))}")
-        versions[name], left_out[name] = {}, Counter()
+        versions[name], unedited[name] = {}, []
         for i, sample in enumerate(task.samples):
             changed = EDITS[name](sample, random.Random(f"{seed}/{name}/{i}"))
             if changed is None:
-                left_out[name][f"the text has nothing for the edit {name!r}"] += 1
+                unedited[name].append(i)
             else:
                 versions[name][i] = changed
-    return Pairs(task, versions, left_out, SEGMENTATION in edits)
+    return Pairs(task, versions, unedited, SEGMENTATION in edits)
 
 
 def same_rivals(task: Task, samples: Sequence[Sample]) -> list[Sample]:
