@@ -30,8 +30,9 @@ from lens_attr.evaluation import (
 )
 from lens_attr.evaluation.baselines import BASELINES
 from lens_attr.evaluation.context_length import lengthened
-from lens_attr.evaluation.stability import rank_correlation, resegmented, shared_words, words
+from lens_attr.evaluation.stability import rank_correlation
 from lens_attr.evaluation.tasks.edits import EDITS, SYNONYMS, word_spans, words_of
+from lens_attr.evaluation.versions import resegmented, shared_words, words
 from lens_attr.graph import resolve
 from lens_attr.types import Sample
 
