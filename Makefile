@@ -24,7 +24,7 @@ PYTEST := -m pytest -n auto $(PYTEST_ARGS)
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
 .NOTPARALLEL:
-.PHONY: help demo docs bench-demo test lint format test-39 test-4 build test-wheel clean
+.PHONY: help demo docs bench-demo bench-seeds test lint format test-39 test-4 build test-wheel clean
 
 help: ## list the targets
 	@awk -F ':.*## ' '/^[a-z0-9-]+:.*## / {printf "make %-12s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -35,12 +35,11 @@ demo: $(ENV_4)/installed ## explain the demo models, figures and report in out/d
 docs: $(ENV_DOCS)/installed ## the documentation in out/docs; a broken link fails
 	NO_MKDOCS_2_WARNING=1 $(ENV_DOCS)/bin/mkdocs build
 
-bench-demo: $(ENV_39)/installed ## every method on the demo models, tables in benchmarks/results
-	for model in demo-gpt2 demo-llama demo-bert; do \
-		$(ENV_39)/bin/lens-attr bench --model $$model --task sva,ra,qa --methods all \
-			--n $(BENCH_N) --out benchmarks/results/$$model || exit 1; \
-		rm benchmarks/results/$$model/report.html; \
-	done
+bench-demo: $(ENV_39)/installed ## every method on the demo models: benchmarks/results, README
+	$(ENV_39)/bin/python benchmarks/overview.py --n $(BENCH_N)
+
+bench-seeds: $(ENV_39)/installed ## the demo models trained with two more seeds (hours)
+	$(ENV_39)/bin/python benchmarks/seeds.py
 
 test: lint test-wheel test-39 test-4 ## everything that continuous integration checks
 

@@ -7,9 +7,10 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import typer
 
-from lens_attr.cli import options
+from lens_attr.cli import bench_options, options
 
 if TYPE_CHECKING:
+    from lens_attr.evaluation import Published
     from lens_attr.evaluation.tasks import Task
 
 GENERATED = "sva,ra,qa"
@@ -41,7 +42,7 @@ DataOption = Annotated[
     ),
 ]
 FormatOption = Annotated[
-    Literal["auto", "blimp", "linzen", "marvin-linzen", "squad", "labelled", "own"],
+    Literal["auto", "blimp", "linzen", "marvin-linzen", "squad", "labelled", "choices", "own"],
     typer.Option("--format", help="What the files are."),
 ]
 SkipBadOption = Annotated[
@@ -208,7 +209,12 @@ def bench(
     ablate: AblateOption = None,
     speed: SpeedOption = False,
     self_repair: SelfRepairOption = False,
+    interest_file: bench_options.InterestFileOption = None,
     axes: AxesOption = False,
+    stability: bench_options.StabilityOption = False,
+    pairs: bench_options.PairsOption = None,
+    length: bench_options.LengthOption = False,
+    published: bench_options.PublishedOption = None,
     compare: CompareOption = None,
     backend: options.BackendOption = "auto",
     dtype: options.DtypeOption = "float32",
@@ -229,20 +235,29 @@ def bench(
         bench_runs.compare(*compare, as_json)
         return
     _check_modes(
-        {"--axes": axes, "--deletion": deletion, "--faithfulness": faithfulness,
-         "--speed": speed, "--self-repair": self_repair}, ablate
+        {"--axes": axes, "--deletion": deletion, "--faithfulness": faithfulness, "--speed": speed,
+         "--self-repair": self_repair, "--stability": stability, "--length": length}, ablate
     )  # fmt: skip
+    _check_files(pairs, stability and not data, interest_file, deletion or faithfulness)
     names = _method_names(methods)
     generated = TIMED if speed or self_repair else GENERATED
     tasks = _tasks(task or (None if data else generated), data, format, skip_bad, template, n, seed)
     request = bench_runs.Request(
-        model, names, tasks, n, seed, batch_size, out, backend, dtype, device, quiet
-    )
+        model, names, tasks, n, seed, batch_size, out, backend, dtype, device, quiet,
+        _published(published),
+    )  # fmt: skip
     if speed or self_repair:
         (bench_modes.speed if speed else bench_modes.self_repair)(request, as_json)
         return
-    from lens_attr.evaluation import Deletion, Faithfulness, Settings
+    from lens_attr.evaluation import Deletion, Faithfulness, Settings, Stability
 
+    against = contrastive is not False
+    if stability:
+        edits = Stability(
+            contrastive=against, embeddings=embeddings, keep_incorrect=keep_incorrect, seed=seed
+        )
+        bench_modes.stability(request, edits, pairs, skip_bad, as_json)
+        return
     settings: Settings | Deletion | Faithfulness
     if deletion:
         settings = Deletion(k=k, unit=unit, delete=delete, embeddings=embeddings, seed=seed)
@@ -255,12 +270,15 @@ def bench(
             seed=seed,
         )
     else:
-        against = contrastive is not False
         settings = Settings(
             against, special_tokens, whole_text, embeddings, ties, keep_incorrect, seed
         )
-    measured = bench_runs.Measured(settings, _whole_numbers("--lengths", lengths), interest)
-    if axes:
+    measured = bench_runs.Measured(
+        settings, _whole_numbers("--lengths", lengths), interest_file or interest
+    )
+    if length:
+        bench_modes.length(request, measured, as_json)
+    elif axes:
         bench_runs.show_axes(bench_runs.run_axes(request, measured), request, as_json)
     elif ablate is not None:
         bench_modes.ablate(request, measured, ablate, as_json)
@@ -288,6 +306,22 @@ def _check_modes(modes: dict[str, bool], ablate: str | None) -> None:
         raise typer.BadParameter(f"{' and '.join(chosen)} are different runs: choose one.")
     if ablate is not None and chosen and chosen[0] not in ("--deletion", "--faithfulness"):
         raise typer.BadParameter(f"--ablate does not go with {chosen[0]}.")
+
+
+def _check_files(
+    pairs: Path | None, takes_pairs: bool, interest: Path | None, takes_interest: bool
+) -> None:
+    """Raise for a file that this kind of run does not read."""
+    if pairs is not None and not takes_pairs:
+        raise typer.BadParameter("--pairs goes with --stability, and without --data.")
+    if interest is not None and not takes_interest:
+        raise typer.BadParameter("--interest-file goes with --deletion and --faithfulness.")
+
+
+def _published(path: Path | None) -> list[Published]:
+    from lens_attr.evaluation import read_published
+
+    return [] if path is None else read_published(path)
 
 
 def _whole_numbers(flag: str, numbers: str | None) -> list[int]:

@@ -1,14 +1,31 @@
-"""What the modes of ``lens-attr bench`` run and show: measures, ablations, speed, self-repair."""
+"""What the modes of ``lens-attr bench`` run and show."""
 
 from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import replace
+from pathlib import Path
+
+import plotly.graph_objects as go
 
 from lens_attr.circuits.score_ablation import TSG
 from lens_attr.cli import console
 from lens_attr.cli.bench_runs import Measured, Request, records_of, run, run_ablation, show_table
-from lens_attr.evaluation import Speed, bench_speed
+from lens_attr.evaluation import (
+    BenchTable,
+    Settings,
+    Speed,
+    Stability,
+    bench_length,
+    bench_speed,
+    bench_stability,
+    by_length_of_text,
+    tasks,
+)
 from lens_attr.evaluation.ablation import shown
 from lens_attr.evaluation.speed import EXPLICIT, GRADIENT, operations
 from lens_attr.graph.precision import Float64Throughout
+from lens_attr.plots import length_curves
 from lens_attr.report import Section
 from lens_attr.runs import SelfRepairSettings, bench_self_repair
 
@@ -47,6 +64,50 @@ def _prose(preset: str) -> str:
         f"Parts of {preset}. Behind the interval: the difference to the variant in the column "
         "against, on the same samples, with the p-value of a paired permutation test."
     )
+
+
+# ---------------------------------------------------------------- stability and length
+
+
+def stability(
+    request: Request, settings: Stability, pairs: Path | None, skip_bad: bool, as_json: bool
+) -> None:
+    """Built-in edits of the request's tasks, or the pairs of a file."""
+    edited = request.tasks if pairs is None else [tasks.read_pairs(pairs, skip_bad=skip_bad)]
+    model = request.load()
+    with console.notices(request.quiet):
+        table = bench_stability(model, edited, request.names, settings=settings, **request.shared)
+    drawn = Section("Figures", "", list(_edit_figures(table)))
+    show_table(table, request, as_json, [drawn], figures=False)
+
+
+def _edit_figures(table: BenchTable) -> Iterator[go.Figure]:
+    """One per task, with a panel for each edit."""
+    for task in dict.fromkeys(name.rpartition("/")[0] for name in table.tasks):
+        mine = table.rows["task"].str.startswith(f"{task}/") & (table.rows["n"] > 0)
+        if mine.any():
+            yield replace(table, rows=table.rows[mine]).plot(metric="rank_correlation")
+
+
+def length(request: Request, measured: Measured, as_json: bool) -> None:
+    """The request's tasks with distractor sentences before every text."""
+    assert isinstance(measured.settings, Settings)
+    model = request.load()
+    with console.notices(request.quiet):
+        table = bench_length(
+            model, request.tasks, request.names, settings=measured.settings, **request.shared
+        )
+    drawn = Section("Figures", "", list(_length_figures(table)))
+    show_table(table, request, as_json, [drawn], figures=False)
+
+
+def _length_figures(table: BenchTable) -> Iterator[go.Figure]:
+    if not table.rows["n"].any():
+        return
+    curves = by_length_of_text(table)
+    for metric in ("accuracy", "pg", "mrr", "rma", "pta"):
+        if metric in set(curves["metric"]):
+            yield length_curves(curves, metric)
 
 
 # ------------------------------------------------------------------------------- speed

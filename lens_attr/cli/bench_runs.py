@@ -18,9 +18,11 @@ from lens_attr.evaluation import (
     BenchTable,
     Deletion,
     Faithfulness,
+    Published,
     Settings,
     ablate,
     bench_axes,
+    beside,
     compare_runs,
     deletion,
     tasks,
@@ -50,6 +52,7 @@ class Request:
     dtype: str
     device: str | None
     quiet: bool
+    published: Sequence[Published] = ()
 
     def load(self, dtype: str | None = None) -> Any:
         """The model."""
@@ -74,18 +77,25 @@ class Measured:
 
     settings: Settings | Deletion | Faithfulness
     lengths: list[int]
-    interest: Interest
+    interest: Interest | Path
 
     def tasks(self, request: Request, model: Any) -> list[Task]:
         """The tasks, for deletion and faithfulness with a word of interest in every text."""
         if isinstance(self.settings, Settings):
             return request.tasks
-        how: dict[str, Any] = {"interest": self.interest, "seed": request.seed, "n": request.n}
+        interest = self._words(request)
+        how: dict[str, Any] = {"interest": interest, "seed": request.seed, "n": request.n}
         return [
             one
             for task in request.tasks
             for one in tasks.paragraphs(resolve(model), task, self.lengths, **how)
         ]
+
+    def _words(self, request: Request) -> Interest | Mapping[str, tuple[int, int]]:
+        """Which word of a text is explained: by rule, or as a file says."""
+        if isinstance(self.interest, Path):
+            return tasks.read_interest(self.interest, request.tasks)
+        return self.interest
 
     @property
     def kind(self) -> Measure:
@@ -153,9 +163,13 @@ def show_table(
         document: further entries of the document.
         figures: whether the page draws every metric of the table.
     """
+    published = beside(table, request.published, request.model)
+    if len(published):
+        more = [*more, Section("Published", "Values of papers beside ours.", [published])]
     _write_page(table, request, more, figures)
     if as_json:
-        console.print_json({**document_of(table), **(document or {})})
+        papers = {"published": records_of(published)}
+        console.print_json({**document_of(table), **papers, **(document or {})})
         return
     console.print_facts({request.model: table.metadata["model"]["backend"]})
     for name, facts in table.tasks.items():

@@ -70,7 +70,7 @@ position, is about; weight {hint}. So layer {hint_layer} knows the object there 
 matters when attributions of `qa` are read layer by layer.
 
 ```
-python -m lens_attr.demo.train --model {name} --out DIR
+python -m lens_attr.demo.train --model {name} --out DIR{seed_option}
 ```
 
 The same command gives the same sentences everywhere. The order of equally frequent pieces in the

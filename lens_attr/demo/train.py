@@ -42,6 +42,7 @@ from lens_attr.demo.words import NOUNS
 from lens_attr.types import Sample
 
 SEED = 0
+THREADS = 2
 CORPUS_SIZE = {"sva": 60_000, "ra": 40_000, "qa": 100_000}
 TOKENIZER_CORPUS_SIZE = {"sva": 30_000, "ra": 10_000, "qa": 4_000}
 JOINED_SHARE = 0.2
@@ -138,26 +139,30 @@ RECIPES = {
 }
 
 
-def train(name: str, directory: Path) -> None:
-    """Train one model from nothing and write its whole directory, model card included."""
-    _make_deterministic()
+def train(name: str, directory: Path, seed: int = SEED, threads: int = THREADS) -> None:
+    """Train one model from nothing and write its whole directory, model card included.
+
+    Args:
+        name: which demo model.
+        directory: where its files go.
+        seed: of the corpus, the tokenizer, the weights and the order of the batches. The demo
+            models that ship are those of seed 0.
+        threads: of the arithmetic; rounding, and so the weights, depend on it.
+    """
+    torch.manual_seed(seed)
+    torch.set_num_threads(threads)
     recipe = RECIPES[name]
-    tokenizer = TOKENIZERS[name](_tokenizer_corpus())
+    tokenizer = TOKENIZERS[name](_tokenizer_corpus(seed))
     model = recipe.build(tokenizer)
-    documents = _documents(tokenizer, random.Random(SEED))
-    _fit(model, tokenizer, documents, recipe)
+    documents = _documents(tokenizer, seed)
+    _fit(model, tokenizer, documents, recipe, seed)
     _save(model, tokenizer, directory)
-    write_card(directory, evaluate(*load(directory)), _card_facts(recipe, model, tokenizer))
+    write_card(directory, evaluate(*load(directory)), _card_facts(recipe, model, tokenizer, seed))
 
 
-def _make_deterministic() -> None:
-    torch.manual_seed(SEED)
-    torch.set_num_threads(2)
-
-
-def _tokenizer_corpus() -> list[str]:
+def _tokenizer_corpus(seed: int) -> list[str]:
     """Sentences, and the agreement verbs once more: each of their forms must become one token."""
-    samples = {task: generate(task, n, SEED, "train") for task, n in TOKENIZER_CORPUS_SIZE.items()}
+    samples = {task: generate(task, n, seed, "train") for task, n in TOKENIZER_CORPUS_SIZE.items()}
     sentences = [_sentence(sample) for task in TASKS for sample in samples[task]]
     verbs = [form for sample in samples["sva"] for form in (sample.answer, sample.foil)]
     return sentences + verbs
@@ -167,12 +172,12 @@ def _sentence(sample: Sample) -> str:
     return sample.text + sample.answer + sample.suffix
 
 
-def _documents(tokenizer: PreTrainedTokenizerFast, rng: random.Random) -> list[Document]:
+def _documents(tokenizer: PreTrainedTokenizerFast, seed: int) -> list[Document]:
     """The whole training corpus, tokenized and shuffled."""
     samples = [
-        sample for task in TASKS for sample in generate(task, CORPUS_SIZE[task], SEED, "train")
+        sample for task in TASKS for sample in generate(task, CORPUS_SIZE[task], seed, "train")
     ]
-    rng.shuffle(samples)
+    random.Random(seed).shuffle(samples)
     cut = int(JOINED_SHARE * len(samples))
     groups = [*_joined(samples[:cut]), *([sample] for sample in samples[cut:])]
     return [_document(tokenizer, group) for group in groups]
@@ -327,6 +332,7 @@ def _fit(
     tokenizer: PreTrainedTokenizerFast,
     documents: list[Document],
     recipe: Recipe,
+    seed: int,
 ) -> None:
     _initialise(model)
     probe = nn.Linear(model.config.hidden_size, len(tokenizer))
@@ -339,7 +345,7 @@ def _fit(
     schedule = torch.optim.lr_scheduler.LambdaLR(
         optimizer, lambda step: _rate_factor(step, recipe.steps)
     )
-    batches = _batches(documents, random.Random(SEED))
+    batches = _batches(documents, random.Random(seed))
     started = time.perf_counter()
     for step in range(1, recipe.steps + 1):
         batch = _collate(tokenizer, next(batches))
@@ -357,7 +363,7 @@ def _fit(
         schedule.step()
         if step % 250 == 0:
             seconds = time.perf_counter() - started
-            print(f"step {step} ({seconds:.0f} s): {_progress(model, tokenizer)}", flush=True)
+            print(f"step {step} ({seconds:.0f} s): {_progress(model, tokenizer, seed)}", flush=True)
 
 
 def _initialise(model: PreTrainedModel) -> None:
@@ -400,11 +406,11 @@ def _mean(losses: torch.Tensor, where: torch.Tensor) -> torch.Tensor:
     return (losses * where).sum() / where.sum().clamp(min=1)
 
 
-def _progress(model: PreTrainedModel, tokenizer: PreTrainedTokenizerFast) -> str:
+def _progress(model: PreTrainedModel, tokenizer: PreTrainedTokenizerFast, seed: int) -> str:
     """Accuracy on unseen sentences of the *training* split; nothing is selected by it."""
     parts = []
     for task in TASKS:
-        scores = score(model, tokenizer, generate(task, 256, SEED + 1, "train"))
+        scores = score(model, tokenizer, generate(task, 256, seed + 1, "train"))
         parts.append(f"{task} {sum(s.margin > 0 for s in scores) / len(scores):.3f}")
     return ", ".join(parts)
 
@@ -419,7 +425,7 @@ def _save(model: PreTrainedModel, tokenizer: PreTrainedTokenizerFast, directory:
 
 
 def _card_facts(
-    recipe: Recipe, model: PreTrainedModel, tokenizer: PreTrainedTokenizerFast
+    recipe: Recipe, model: PreTrainedModel, tokenizer: PreTrainedTokenizerFast, seed: int
 ) -> dict[str, object]:
     return {
         "heads": model.config.num_attention_heads,
@@ -430,7 +436,8 @@ def _card_facts(
         "vocabulary": len(tokenizer),
         "nouns": len(NOUNS),
         "corpus": ", ".join(f"{n:,} `{task}` samples" for task, n in CORPUS_SIZE.items()),
-        "seed": SEED,
+        "seed": seed,
+        "seed_option": f" --seed {seed}" if seed else "",
         "rest": REST_WEIGHT,
         "steps": recipe.steps,
         "tokens": BATCH_TOKENS,
@@ -442,10 +449,12 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser = argparse.ArgumentParser(prog="python -m lens_attr.demo.train", description=__doc__)
     parser.add_argument("--model", choices=[*RECIPES, "all"], default="all")
     parser.add_argument("--out", type=Path, default=next(iter(DEMO_MODELS.values())).parent)
+    parser.add_argument("--seed", type=int, default=SEED, help="the shipped models have seed 0")
+    parser.add_argument("--threads", type=int, default=THREADS, help="of the arithmetic")
     options = parser.parse_args(arguments)
     for name in RECIPES if options.model == "all" else [options.model]:
         print(f"Training {name}", flush=True)
-        train(name, options.out / name)
+        train(name, options.out / name, options.seed, options.threads)
 
 
 if __name__ == "__main__":

@@ -104,7 +104,7 @@ def bench(
     chosen = methods_by_name(methods)
     if n < 1 or batch_size < 1:
         raise InputError(f"n and batch_size must be at least 1, got {n} and {batch_size}.")
-    views = {task.name: view(graph, task) for task in _tasks(tasks, n, settings.seed)}
+    views = {task.name: view(graph, task) for task in tasks_of(tasks, n, settings.seed)}
     metadata = metadata_of(graph, settings, options or {}, command)
     folder = None if out is None else Path(out)
     store = Store(folder, fingerprint_of(metadata, views))
@@ -139,7 +139,12 @@ def bench(
 # ------------------------------------------------------------------------- arguments
 
 
-def _tasks(tasks: Tasks, n: int, seed: int) -> list[Task]:
+def tasks_of(tasks: Tasks, n: int, seed: int) -> list[Task]:
+    """The first ``n`` samples of each task; names become built-in tasks.
+
+    Raises:
+        InputError: no task, or two of one name.
+    """
     each = [tasks] if isinstance(tasks, (str, Task)) else list(tasks)
     found = [
         built_in(task, n, seed)

@@ -17,7 +17,7 @@ from lens_attr.evaluation.benchmark import MEASURES
 from lens_attr.evaluation.deletion import Deletion, headline
 from lens_attr.evaluation.intervals import Interval, paired_test
 from lens_attr.evaluation.results import BenchTable
-from lens_attr.evaluation.running import SAMPLES
+from lens_attr.evaluation.running import COMPARED_AS, SAMPLES
 
 Claim = Literal["at least", "equal"]
 Verdict = Literal["holds", "does not hold", "undecided"]
@@ -102,10 +102,15 @@ def values_of(table: BenchTable, frame: pd.DataFrame) -> Mapping[str, Values]:
     settings, mode = table.metadata["settings"], table.metadata.get("mode")
     if mode in HEADLINES:
         return HEADLINES[mode](frame)
+    if COMPARED_AS in table.metadata:
+        factors = table.metadata[COMPARED_AS]
+        return {
+            name: factor * frame[name].to_numpy(dtype=float)
+            for name, factor in factors.items()
+            if name in frame
+        }
     if "sweep" in settings:
         return headline(frame, Deletion(k=settings["k"], sweep=settings["sweep"]))
-    if "metrics" in table.metadata:
-        return {name: frame[name].to_numpy(dtype=float) for name in table.metadata["metrics"]}
     if frame.empty:
         return dict.fromkeys(MEASURES, np.array([]))
     return {name: 100.0 * frame[name].to_numpy(dtype=float) for name in MEASURES}

@@ -39,7 +39,7 @@ from lens_attr.evaluation.running import (
     progress_bar,
 )
 from lens_attr.evaluation.store import Store
-from lens_attr.evaluation.tasks import Task, TokenSample, View, view
+from lens_attr.evaluation.tasks import Task, TokenSample, View, text_read, view
 from lens_attr.graph import ModelGraph, resolve
 from lens_attr.graph.tokens import continuation, pad_rows, pad_token_id, token_string
 from lens_attr.rules import RuleSet
@@ -191,11 +191,7 @@ def units(graph: ModelGraph, sample: TokenSample, unit: Unit) -> list[list[int]]
     ]
     if unit == "token":
         return [[i] for i, _ in spans]
-    made = sample.sample
-    text = made.text
-    if graph.is_masked_model:
-        text = f"{text} {graph.tokenizer.mask_token}{made.suffix}"
-    ends = [word.end() for word in re.finditer(r"\S+", text)]
+    ends = [word.end() for word in re.finditer(r"\S+", text_read(graph, sample.sample))]
     words: dict[int, list[int]] = {}
     for i, start in spans:
         words.setdefault(int(np.searchsorted(ends, start, side="right")), []).append(i)

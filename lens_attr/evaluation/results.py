@@ -34,6 +34,8 @@ TITLES: dict[str, str] = {
     "degenerate": "all zero %",
     "no_positive_mass": "no positive %",
     "accuracy": "accuracy %",
+    "rank_correlation": "rank correlation",
+    "undefined": "undefined %",
     "comprehensiveness": "comprehensiveness",
     "sufficiency": "sufficiency",
     "log_odds": "log-odds",
@@ -51,13 +53,14 @@ TITLES: dict[str, str] = {
 """How tables head each metric."""
 
 PERCENT = frozenset(
-    ("pg", "mrr", "rma", "pta", "gap", "degenerate", "no_positive_mass", "accuracy")
+    ("pg", "mrr", "rma", "pta", "gap", "degenerate", "no_positive_mass", "accuracy", "undefined")
 )
 LOWER_IS_BETTER = frozenset(
     (
         "gap",
         "degenerate",
         "no_positive_mass",
+        "undefined",
         "sufficiency",
         "log_odds",
         "aopc_sufficiency",

@@ -36,6 +36,9 @@ Methods = str | Sequence[str | RuleSet]
 BATCH = 64
 SAMPLES = "samples"
 """In place of a method: the table that describes a task's samples."""
+COMPARED_AS = "compared_as"
+"""In the metadata of a run with measures of its own: columns of the per-sample tables that can be
+compared between runs, with the factor that makes each what the table shows."""
 
 Scores = Float[NDArray[np.floating], " _"]
 """One per token of a sample; samples differ in length."""

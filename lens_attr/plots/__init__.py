@@ -22,7 +22,7 @@ from lens_attr.plots.path_figures import (
 )
 from lens_attr.plots.pruning_curves import pruning
 from lens_attr.plots.self_repair_scatter import self_repair
-from lens_attr.plots.sweep_curves import deletion_sweep
+from lens_attr.plots.sweep_curves import deletion_sweep, length_curves
 from lens_attr.plots.template import DARK, LIGHT
 from lens_attr.plots.token_figures import comparison, relevance
 from lens_attr.plots.token_html import html_tokens
@@ -43,6 +43,7 @@ __all__ = [
     "heads",
     "html_tokens",
     "layer_faithfulness",
+    "length_curves",
     "output_emphasis",
     "patching",
     "path_emphasis",

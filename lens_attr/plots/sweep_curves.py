@@ -1,13 +1,15 @@
-"""Deletion curves: what becomes of the prediction as more and more words are deleted."""
+"""Curves of a benchmark: against the percent of words deleted, or the length of the text."""
 
 from __future__ import annotations
+
+from collections.abc import Sequence
 
 import pandas as pd
 import plotly.graph_objects as go
 from plotly.subplots import make_subplots
 
 from lens_attr.errors import InputError, did_you_mean
-from lens_attr.plots.palette import LINES
+from lens_attr.plots.palette import LINES, RANDOM
 from lens_attr.plots.template import LIGHT
 
 
@@ -21,24 +23,48 @@ def deletion_sweep(result: pd.DataFrame, metric: str = "comprehensiveness") -> g
     Raises:
         InputError: no such metric.
     """
+    title = metric.replace("_", "-")
+    return _curves(result, metric, "k", title, "words deleted (%)")
+
+
+def length_curves(result: pd.DataFrame, metric: str = "pg") -> go.Figure:
+    """One line per method against the length of the text; a panel per task.
+
+    Args:
+        result: what `lens_attr.evaluation.context_length.by_length_of_text` gives.
+        metric: a value of its column ``metric``.
+
+    Raises:
+        InputError: no such metric.
+    """
+    from lens_attr.evaluation.results import title_of
+
+    return _curves(result, metric, "tokens", title_of(metric), "tokens in the text (mean)")
+
+
+def _curves(result: pd.DataFrame, metric: str, x: str, title: str, x_title: str) -> go.Figure:
+    from lens_attr.evaluation.baselines import BASELINES
+
     chosen = [row for row in result.to_dict("records") if row["metric"] == metric]
     if not chosen:
         known = set(result["metric"]) or {"nothing"}
         raise InputError(f"there is no metric {metric!r} to draw; {did_you_mean(metric, known)}")
     tasks = list(dict.fromkeys(row["task"] for row in chosen))
     methods = list(dict.fromkeys(row["method"] for row in chosen))
+    lines = _lines([method for method in methods if method not in BASELINES])
+    lines |= _lines([method for method in methods if method in BASELINES], [RANDOM])
     fig = make_subplots(cols=len(tasks), subplot_titles=tasks, shared_yaxes=True)
     for column, task in enumerate(tasks, start=1):
-        for i, method in enumerate(methods):
+        for method in methods:
             rows = [r for r in chosen if (r["task"], r["method"]) == (task, method)]
             fig.add_scatter(
-                x=[row["k"] for row in rows],
+                x=[row[x] for row in rows],
                 y=[row["value"] for row in rows],
                 name=method,
                 legendgroup=method,
                 showlegend=column == 1,
                 mode="lines+markers",
-                line={"color": LINES[i % len(LINES)]},
+                line=lines[method],
                 error_y={
                     "array": [row["high"] - row["value"] for row in rows],
                     "arrayminus": [row["value"] - row["low"] for row in rows],
@@ -47,8 +73,18 @@ def deletion_sweep(result: pd.DataFrame, metric: str = "comprehensiveness") -> g
                 row=1,
                 col=column,
             )
-    title = metric.replace("_", "-")
     fig.update_layout(template=LIGHT, title={"text": title}, height=480)
-    fig.update_xaxes(title_text="words deleted (%)")
+    fig.update_xaxes(title_text=x_title)
     fig.update_yaxes(title_text=title, col=1)
     return fig
+
+
+def _lines(names: list[str], colours: Sequence[str] = LINES) -> dict[str, dict[str, str]]:
+    """Colours, and where they run out another dash."""
+    return {
+        name: {"color": colours[i % len(colours)], "dash": _DASHES[i // len(colours) % 4]}
+        for i, name in enumerate(names)
+    }
+
+
+_DASHES = ("solid", "dash", "dot", "dashdot")

@@ -28,6 +28,7 @@ from lens_attr.evaluation.predictions import Prediction, predict, target_of
 from lens_attr.evaluation.results import COLUMNS, BenchTable
 from lens_attr.evaluation.running import (
     BATCH,
+    COMPARED_AS,
     SAMPLES,
     Run,
     fingerprint_of,
@@ -135,7 +136,7 @@ def bench_self_repair(
     views = {task.name: view(graph, _first(task, n), truth=False) for task in each}
     samples = {name: answered(one) for name, one in views.items()}
     metadata = metadata_of(graph, settings, {}, command)
-    metadata |= {"mode": MODE, "metrics": METRICS, "notes": []}
+    metadata |= {"mode": MODE, COMPARED_AS: dict.fromkeys(METRICS, 1.0), "notes": []}
     folder = None if out is None else Path(out)
     store = Store(folder, fingerprint_of(metadata, views))
     results: dict[str, SelfRepair] = {}

@@ -170,12 +170,17 @@ def read_own(path: Path) -> Iterator[Row]:
             yield record
             continue
         try:
-            yield _own_row(record, f"{path.name} line {number}")
+            yield sample_of(record, f"{path.name} line {number}")
         except RowError as error:
             yield Bad(number, str(error))
 
 
-def _own_row(record: dict[str, Any], where: str) -> Sample:
+def sample_of(record: dict[str, Any], where: str) -> Sample:
+    """The sample that a row of one's own jsonl describes.
+
+    Raises:
+        RowError: it is not what `read_own` documents.
+    """
     text = text_of(record, "text")
     context, tags = record.get("context"), record.get("tags", {})
     if not text.strip():

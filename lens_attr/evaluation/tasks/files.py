@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Literal, get_args
 
 from lens_attr.errors import InputError, did_you_mean
+from lens_attr.evaluation.tasks.annotation import read_choices
 from lens_attr.evaluation.tasks.documents import (
     QA_TEMPLATE,
     read_labelled,
@@ -21,10 +22,12 @@ from lens_attr.evaluation.tasks.rows import Bad, LeftOut, Row
 from lens_attr.evaluation.tasks.task import Task
 from lens_attr.types import Sample
 
-Format = Literal["auto", "blimp", "linzen", "marvin-linzen", "squad", "labelled", "own"]
-"""``"labelled"`` is a tsv of texts and labels (SST-2, IMDB), ``"own"`` the documented jsonl."""
+Format = Literal["auto", "blimp", "linzen", "marvin-linzen", "squad", "labelled", "choices", "own"]
+"""``"labelled"`` is a tsv of texts and labels (SST-2, IMDB), ``"choices"`` plain sentences with a
+choice ``[right|wrong]`` (needs the extra ``spacy``), ``"own"`` the documented jsonl."""
 
-_SHOWN = 5
+SHOWN = 5
+"""Malformed rows that an error names."""
 
 
 def read(
@@ -60,9 +63,10 @@ def read(
         "marvin-linzen": read_marvin_linzen,
         "squad": partial(read_squad, template=template),
         "labelled": read_labelled,
+        "choices": read_choices,
         "own": read_own,
     }
-    samples, left_out = _sorted_out(path, readers[chosen](path), skip_bad)
+    samples, left_out = sorted_out(path, readers[chosen](path), skip_bad)
     by_task: dict[str, list[Sample]] = {}
     for sample in samples:
         by_task.setdefault(sample.task or task or path.stem, []).append(sample)
@@ -111,9 +115,14 @@ def _has_key(line: bytes, key: str) -> bool:
     return isinstance(record, dict) and key in record
 
 
-def _sorted_out(
+def sorted_out(
     path: Path, rows: Iterable[Row], skip_bad: bool
 ) -> tuple[list[Sample], Counter[str]]:
+    """The good rows, and how many are none, by reason.
+
+    Raises:
+        InputError: malformed rows without ``skip_bad``, or no good one with it.
+    """
     samples: list[Sample] = []
     bad: list[Bad] = []
     left_out: Counter[str] = Counter()
@@ -125,8 +134,8 @@ def _sorted_out(
         else:
             samples.append(row)
     if bad and not skip_bad:
-        shown = "; ".join(f"{path} line {one.line}: {one.reason}" for one in bad[:_SHOWN])
-        more = f"; and {len(bad) - _SHOWN} more" if len(bad) > _SHOWN else ""
+        shown = "; ".join(f"{path} line {one.line}: {one.reason}" for one in bad[:SHOWN])
+        more = f"; and {len(bad) - SHOWN} more" if len(bad) > SHOWN else ""
         raise InputError(
             f"{len(bad)} malformed rows: {shown}{more}. Correct them, or keep the good rows "
             "(--skip-bad, or skip_bad=True)."

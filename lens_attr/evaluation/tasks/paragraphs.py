@@ -10,6 +10,7 @@ from dataclasses import replace
 from typing import Literal, get_args
 
 from lens_attr.errors import InputError, did_you_mean
+from lens_attr.evaluation.tasks.interest import Words
 from lens_attr.evaluation.tasks.task import Task
 from lens_attr.graph import ModelGraph
 from lens_attr.graph.tokens import character_spans, encode_prompt
@@ -41,7 +42,7 @@ def paragraphs(
     lengths: Sequence[int] = (),
     *,
     n: int | None = None,
-    interest: Interest = "last",
+    interest: Interest | Words = "last",
     seed: int = 0,
 ) -> list[Task]:
     """Texts cut to some numbers of tokens, with a word of interest in each.
@@ -54,17 +55,20 @@ def paragraphs(
         task: texts without answers; samples that have one keep their own place.
         lengths: one task per length, as ``"imdb/50"``; empty leaves texts whole.
         n: the same number of samples for each length.
-        interest: see `Interest`.
+        interest: see `Interest`; or the characters of each text's word, from
+            `tasks.read_interest`. Texts without one, and words that were cut off, are left out
+            and counted.
         seed: of the drawing.
 
     Raises:
         InputError: unknown ``interest``, or a length below 4.
     """
-    if interest not in get_args(Interest):
+    if isinstance(interest, str) and interest not in get_args(Interest):
         raise InputError(f"unknown interest {interest!r}; {did_you_mean(interest, ('last',))}")
     if any(length < 4 for length in lengths):
         raise InputError(f"paragraphs need at least 4 tokens, got lengths {list(lengths)}.")
-    if all(sample.answer for sample in task.samples) and not lengths:
+    by_rule = isinstance(interest, str)
+    if all(sample.answer for sample in task.samples) and not lengths and by_rule:
         return [replace(task, samples=task.samples[:n])]
     found = []
     for length in lengths or (None,):
@@ -79,7 +83,7 @@ def _placed(
     graph: ModelGraph,
     samples: Sequence[Sample],
     length: int | None,
-    interest: Interest,
+    interest: Interest | Words,
     seed: int,
     n: int | None,
     left_out: Counter[str],
@@ -89,16 +93,30 @@ def _placed(
         if n is not None and len(found) == n:
             break
         text = sample.text if length is None else _cut(graph, sample.text, length)
-        words = [] if text is None else list(_content_words(text))
         if text is None:
             left_out[f"shorter than {length} tokens"] += 1
-        elif not words:
-            left_out[f"no content word after the first {WORDS_BEFORE} words"] += 1
+            continue
+        word = _word_of(sample.text, text, interest, random.Random(f"{seed}/{i}"))
+        if isinstance(word, str):
+            left_out[word] += 1
         else:
-            rng = random.Random(f"{seed}/{i}")
-            start, end = words[-1] if interest == "last" else rng.choice(words)
-            found.append(_with_word(sample, text, start, end))
+            found.append(_with_word(sample, text, *word))
     return found
+
+
+def _word_of(
+    whole: str, text: str, interest: Interest | Words, rng: random.Random
+) -> tuple[int, int] | str:
+    """The word of interest of a text that was cut from the whole one, or why it has none."""
+    if not isinstance(interest, str):
+        if whole not in interest:
+            return "the file names no word of interest for the text"
+        cut_off = interest[whole][1] > len(text)
+        return "the word of interest was cut off" if cut_off else interest[whole]
+    words = list(_content_words(text))
+    if not words:
+        return f"no content word after the first {WORDS_BEFORE} words"
+    return words[-1] if interest == "last" else rng.choice(words)
 
 
 def _cut(graph: ModelGraph, text: str, length: int) -> str | None:

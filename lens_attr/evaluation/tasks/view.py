@@ -152,13 +152,18 @@ def _tokenised(
     )
 
 
-def _text_of(graph: ModelGraph, sample: Sample) -> str:
+def text_read(graph: ModelGraph, sample: Sample) -> str:
+    """What the model reads of a sample: the text, for a masked model with mask and suffix."""
     if not graph.is_masked_model:
         return sample.text
-    mask = graph.tokenizer.mask_token
-    if mask in sample.text + sample.suffix:
+    return f"{sample.text} {graph.tokenizer.mask_token}{sample.suffix}"
+
+
+def _text_of(graph: ModelGraph, sample: Sample) -> str:
+    mask = graph.tokenizer.mask_token if graph.is_masked_model else None
+    if mask and mask in sample.text + sample.suffix:
         raise _Unmappable(f"the text itself holds {mask}")
-    return f"{sample.text} {mask}{sample.suffix}"
+    return text_read(graph, sample)
 
 
 def _position(graph: ModelGraph, ids: list[int]) -> int:
