@@ -4,7 +4,8 @@
 
 Random weights, 50 257 tokens. Pruning is compared with one full forward per step and checked to
 give the same accuracy at every step; the head sweep with `transformer_lens.patching`, and checked
-to give the same numbers. The two sides take turns, so that other load on the machine hits both.
+to give the same numbers. Seconds are processor time of one thread,
+median (lowest-highest); the two sides take turns.
 Writes benchmarks/results/circuits.md and .json.
 """
 
@@ -84,10 +85,10 @@ def saved_model(directory: Path, layers: int) -> Path:
 
 
 def timed(run: Callable[[], Any]) -> tuple[float, Any]:
-    """Seconds and result."""
-    start = time.perf_counter()
+    """Seconds of processor time, which other load on the machine hardly touches, and result."""
+    start = time.process_time()
     result = run()
-    return time.perf_counter() - start, result
+    return time.process_time() - start, result
 
 
 def interleaved(ours: Callable[[], Any], theirs: Callable[[], Any], repeats: int) -> Any:

@@ -139,3 +139,19 @@ def test_hooked_transformer_computes_nothing_below(name: str) -> None:
     with torch.no_grad(), model.hooks(fwd_hooks=hooks):
         resume(graph, streams[1], 1, ids, None)
     assert fired == [1]
+
+
+@every_family
+def test_a_hook_in_the_last_mlp_sees_every_position(family: str, backend: str) -> None:
+    """Only where nobody looks does the last MLP run on the scored position alone."""
+    model = tiny.model(family, backend)
+    graph, ids = resolve(model), tiny.token_ids(family, rows=3, length=9)
+    position, seen = torch.tensor([8, 2, 5]), []
+    last = graph.points("mlp_out")[-1]
+    with torch.no_grad(), ExitStack() as stack:
+        whole = graph.forward(ids, None)[torch.arange(3), position]
+        alone = logits_of(graph, ids, position)
+        last.on_forward(lambda out: seen.append(out.shape[1]), stack)
+        watched = logits_of(graph, ids, position)
+    assert seen == [9]
+    assert tiny.error(alone, whole) < 1e-5 and tiny.error(watched, whole) < 1e-5

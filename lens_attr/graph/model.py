@@ -173,6 +173,13 @@ class ModelGraph:
         names = [last + name for name in naming.AFTER_LAST_BLOCK]
         return self._point(next(name for name in names if name in self._hook_points))
 
+    def after_last_attention(self) -> list[Point]:
+        """Every point behind the attention of the last block, but for the unembedding."""
+        block = f"blocks.{self.n_layers - 1}."
+        starts = ("ln_final", *(block + start for start in naming.AFTER_ATTENTION))
+        names = [name for name in self._hook_points if name.startswith(starts)]
+        return [self._point(name) for name in names]
+
     def _once(self, role: Role) -> list[Point]:
         table = naming.ONCE
         if self.backend == "TransformerBridge":

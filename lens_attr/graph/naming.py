@@ -87,6 +87,9 @@ AFTER_LAST_BLOCK = (
 )
 """The stream after the last block; HookedEncoder's is normalised (post-norm)."""
 
+AFTER_ATTENTION = ("mlp", "ln2", "hook_mlp", "hook_resid_mid", "hook_resid_post", "hook_out")
+"""How the names in a block begin that lie behind its attention."""
+
 DELEGATED_ATTENTION = frozenset(
     {"BertForMaskedLM", "GPTJForCausalLM", "GPTNeoForCausalLM", "OPTForCausalLM"}
 )
