@@ -133,3 +133,16 @@ def test_pruning_other_units(tmp_path: Path, unit: str, points: int) -> None:
     assert set(table["ablation"]) == {"resample"} and ("neuron" in table) == (unit == "neuron")
     names = {"mlp": "Removing MLPs", "neuron": "Removing neurons"}
     assert names[unit] in (tmp_path / "pruning.html").read_text(encoding="utf-8")
+
+
+def test_pruning_writes_where_it_is_told(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    arguments = ["--task", "sva", "--n", 4, "--n-rank", 4, "--seeds", 0, "--methods", "lrp"]
+    extra = ["--unit", "mlp", "--csv", "mine/table.csv", "--html", "page.html", "--json"]
+    document = json.loads(good("prune", *arguments, *extra))
+    assert document["files"] == ["mine/table.csv", "page.html"]
+    written = {str(path.relative_to(tmp_path)) for path in tmp_path.rglob("*") if path.is_file()}
+    assert written == {"mine/table.csv", "page.html"}
+    good("prune", *arguments, "--unit", "mlp")
+    assert (tmp_path / "out/prune/curve.csv").exists()
+    assert (tmp_path / "out/prune/pruning.html").exists()

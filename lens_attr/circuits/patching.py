@@ -325,7 +325,8 @@ class _Sweep:
     ) -> Float[Tensor, "cell example"]:
         """Every cell of one layer, as many together as fit."""
         cells, n = math.prod(self.sizes), len(part.index)
-        at_once = max(1, self._rows(part) // n)
+        forwards = math.ceil(cells / max(1, self._rows(part) // n))
+        at_once = math.ceil(cells / forwards)
         point = points_of(self.graph, self.layout.role)[layer]
         scorer, found = self._scorer(part), []
         for first in range(0, cells, at_once):

@@ -14,6 +14,7 @@ from typing import Any, Literal
 import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor, nn
+from transformer_lens.hook_points import HookPoint
 from transformers.activations import ACT2FN
 
 from lens_attr.errors import InputError, UnsupportedModelError, did_you_mean
@@ -173,12 +174,29 @@ class ModelGraph:
         names = [last + name for name in naming.AFTER_LAST_BLOCK]
         return self._point(next(name for name in names if name in self._hook_points))
 
-    def after_last_attention(self) -> list[Point]:
-        """Every point behind the attention of the last block, but for the unembedding."""
-        block = f"blocks.{self.n_layers - 1}."
-        starts = ("ln_final", *(block + start for start in naming.AFTER_ATTENTION))
-        names = [name for name in self._hook_points if name.startswith(starts)]
-        return [self._point(name) for name in names]
+    def last_branches(self) -> list[Point]:
+        """Where the last output projection and the last MLP begin, if nobody looks behind them.
+
+        Behind these points every position is computed apart from the others, up to the logits, so
+        a forward hook may leave one of them: the sums with the stream then broadcast, and are
+        right at that position. Empty where someone's hook reads or changes what lies behind, in
+        post-norm models, and where Hugging Face's own attention might reshape it again.
+        """
+        if self.is_masked_model or not self.attention_in_graph or self._watched_behind_last_z():
+            return []
+        last = f"blocks.{self.n_layers - 1}."
+        z, *mlp = naming.LAST_BRANCHES[self.backend]
+        found = [last + name for name in mlp if last + name in self._hook_points]
+        return [self._point(name) for name in (last + z, *found[:1])]
+
+    def _watched_behind_last_z(self) -> bool:
+        """Whether a forward hook that is not TransformerLens's own is attached there."""
+        last = f"blocks.{self.n_layers - 1}."
+        before = tuple(last + name for name in naming.UP_TO_Z)
+        spared = {id(hook) for name, hook in self._hook_points.items() if name.startswith(before)}
+        modules = [*self.model.blocks[-1].modules(), *self.model.ln_final.modules()]
+        modules.append(self._hook_points[naming.ONCE["unembed_in"][0]])
+        return any(_is_watched(module) for module in modules if id(module) not in spared)
 
     def _once(self, role: Role) -> list[Point]:
         table = naming.ONCE
@@ -411,6 +429,15 @@ class ModelGraph:
 
 VALUE_BIASES_FOLDED = "value biases folded"
 WRITING_WEIGHTS_CENTRED = "writing weights centred"
+
+
+def _is_watched(module: nn.Module) -> bool:
+    """Whether someone else than TransformerLens has a forward hook there."""
+    if isinstance(module, HookPoint):
+        return bool(module._forward_hooks)
+    hooks = [*module._forward_pre_hooks.values(), *module._forward_hooks.values()]
+    theirs = (str(getattr(hook, "__module__", "")) for hook in hooks)
+    return any(not module.startswith("transformer_lens.") for module in theirs)
 
 
 def _centred(rows: Tensor) -> bool:

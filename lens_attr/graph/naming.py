@@ -87,8 +87,33 @@ AFTER_LAST_BLOCK = (
 )
 """The stream after the last block; HookedEncoder's is normalised (post-norm)."""
 
-AFTER_ATTENTION = ("mlp", "ln2", "hook_mlp", "hook_resid_mid", "hook_resid_post", "hook_out")
-"""How the names in a block begin that lie behind its attention."""
+LAST_BRANCHES = {
+    "HookedTransformer": ("attn.hook_z", "hook_resid_mid", "ln2.hook_normalized"),
+    "TransformerBridge": ("attn.hook_z", "ln2.hook_in"),
+}
+"""Where the output projection begins in a block, and where the MLP does, if that is present: the
+stream that it reads (absent where attention and MLP are parallel), else its normalised input."""
+
+UP_TO_Z = (
+    "hook_in",
+    "hook_resid_pre",
+    "hook_attn_in",
+    "hook_q_input",
+    "hook_k_input",
+    "hook_v_input",
+    "ln1.",
+    "attn.hook_q",
+    "attn.hook_k",
+    "attn.hook_v",
+    "attn.hook_rot_",
+    "attn.hook_attn_scores",
+    "attn.hook_pattern",
+    "attn.hook_z",
+    "attn.q",
+    "attn.k",
+    "attn.v",
+)
+"""How the names in a block begin that lie before its output projection."""
 
 DELEGATED_ATTENTION = frozenset(
     {"BertForMaskedLM", "GPTJForCausalLM", "GPTNeoForCausalLM", "OPTForCausalLM"}

@@ -18,7 +18,6 @@ from jaxtyping import Float, Int
 from torch import Tensor
 
 from lens_attr.graph.model import ModelGraph
-from lens_attr.graph.points import Point
 from lens_attr.graph.tokens import TokenBatch
 
 CPU_BYTES, CPU_TOKENS = 16 * 2**20, 1024
@@ -130,33 +129,16 @@ def _from(graph: ModelGraph, stream: Tensor, layer: int, one_row: Tensor) -> Ten
 
 
 def _narrow(graph: ModelGraph, position: Int[Tensor, " row"] | None, stack: ExitStack) -> None:
-    """Unembed one position of each row only, and where possible run the last MLP on it alone."""
+    """Unembed one position of each row only, and run what can run on it alone on it alone."""
     if position is None:
         return
     rows = torch.arange(len(position), device=position.device)
 
-    def scored(stream: Tensor) -> Tensor:
-        return stream if stream.shape[1] == 1 else stream[rows, position][:, None]
+    def scored(activation: Tensor) -> Tensor:
+        return activation if activation.shape[1] == 1 else activation[rows, position][:, None]
 
-    alone = _last_mlp(graph)
-    if alone is not None:
-        alone.on_forward(scored, stack)
-    (unembed_in,) = graph.points("unembed_in")
-    unembed_in.on_forward(scored, stack)
-
-
-def _last_mlp(graph: ModelGraph) -> Point | None:
-    """Where the last MLP begins, if nobody reads or changes what follows.
-
-    On HookedTransformer this is the stream, of which one position is left. On the Bridge it is
-    the branch into the MLP, whose one position is added to all: wrong for the others, which are
-    not unembedded. Architectures that run Hugging Face's own attention may reshape it again.
-    """
-    points = graph.points("resid_mid") or graph.points("mlp_in")
-    hooked = any(point.has_forward_hooks for point in graph.after_last_attention())
-    if not points or hooked or not graph.attention_in_graph:
-        return None
-    return points[-1]
+    for point in (*graph.last_branches(), *graph.points("unembed_in")):
+        point.on_forward(scored, stack)
 
 
 Reader = Callable[[int, Tensor], None]

@@ -48,11 +48,6 @@ class Point(ABC):
         """Whether forward hooks see a copy in another shape, which the model itself never reads."""
         return False
 
-    @property
-    @abstractmethod
-    def has_forward_hooks(self) -> bool:
-        """Whether anybody reads or changes the activation here."""
-
     @abstractmethod
     def on_forward(self, hook: TensorHook, stack: ExitStack) -> None:
         """Call ``hook`` with the activation of every forward of this thread until ``stack`` closes.
@@ -205,11 +200,6 @@ class HookedPoint(Point):
         """See `Point`."""
         return getattr(self.hook_point, "hook_conversion", None) is not None
 
-    @property
-    def has_forward_hooks(self) -> bool:
-        """See `Point`."""
-        return bool(self.hook_point._forward_hooks)
-
     def on_forward(self, hook: TensorHook, stack: ExitStack) -> None:
         """See `Point`."""
         self._attach(hook, "fwd", stack)
@@ -256,11 +246,6 @@ class ModulePoint(Point):
 
     module: nn.Module
     side: Literal["input", "output"]
-
-    @property
-    def has_forward_hooks(self) -> bool:
-        """See `Point`."""
-        return bool(self._table("fwd"))
 
     def on_forward(self, hook: TensorHook, stack: ExitStack) -> None:
         """See `Point`."""

@@ -19,6 +19,7 @@ from lens_attr.plots.path_figures import (
     path_parts,
 )
 from lens_attr.plots.pruning_curves import pruning
+from lens_attr.plots.score_map import score_map
 from lens_attr.plots.self_repair_scatter import self_repair
 from lens_attr.plots.sweep_curves import deletion_sweep
 from lens_attr.plots.template import DARK, LIGHT
@@ -47,6 +48,7 @@ __all__ = [
     "pruning",
     "readable",
     "relevance",
+    "score_map",
     "self_repair",
     "shade",
     "shares",
