@@ -5,7 +5,7 @@ from __future__ import annotations
 import fnmatch
 import importlib
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass
 from functools import cached_property
@@ -174,28 +174,38 @@ class ModelGraph:
         names = [last + name for name in naming.AFTER_LAST_BLOCK]
         return self._point(next(name for name in names if name in self._hook_points))
 
-    def last_branches(self) -> list[Point]:
-        """Where the last output projection and the last MLP begin, if nobody looks behind them.
+    def branches(self, layer: int) -> list[Point]:
+        """Where a block's output projection and its MLP begin, if nobody looks behind them.
 
-        Behind these points every position is computed apart from the others, up to the logits, so
-        a forward hook may leave one of them: the sums with the stream then broadcast, and are
-        right at that position. Empty where someone's hook reads or changes what lies behind, in
-        post-norm models, and where Hugging Face's own attention might reshape it again.
+        From there to the next block's attention (or the logits) every position is computed apart
+        from the others, so a forward hook may leave only one: sums with the stream then broadcast,
+        and are right at that position. Empty where someone's hook reads or changes what lies
+        behind, in post-norm models, and where Hugging Face's own attention might reshape it again.
         """
-        if self.is_masked_model or not self.attention_in_graph or self._watched_behind_last_z():
+        if self.is_masked_model or not self.attention_in_graph or self._watched_behind_z(layer):
             return []
-        last = f"blocks.{self.n_layers - 1}."
-        z, *mlp = naming.LAST_BRANCHES[self.backend]
-        found = [last + name for name in mlp if last + name in self._hook_points]
-        return [self._point(name) for name in (last + z, *found[:1])]
+        z, *mlp = naming.BRANCHES[self.backend]
+        return self._present(layer, [z]) + self._present(layer, mlp)[:1]
 
-    def _watched_behind_last_z(self) -> bool:
+    def attention_input(self, layer: int) -> list[Point]:
+        """Where a block's stream, normalised, enters its attention and nothing else."""
+        after_attention = self.architecture in naming.NORM_AFTER_ATTENTION
+        if self.is_masked_model or not self.attention_in_graph or after_attention:
+            return []
+        return self._present(layer, [naming.ATTENTION_INPUT[self.backend]])
+
+    def _present(self, layer: int, names: Sequence[str]) -> list[Point]:
+        full = [f"blocks.{layer}.{name}" for name in names]
+        return [self._point(name) for name in full if name in self._hook_points]
+
+    def _watched_behind_z(self, layer: int) -> bool:
         """Whether a forward hook that is not TransformerLens's own is attached there."""
-        last = f"blocks.{self.n_layers - 1}."
-        before = tuple(last + name for name in naming.UP_TO_Z)
+        before = tuple(f"blocks.{layer}.{name}" for name in naming.UP_TO_Z)
         spared = {id(hook) for name, hook in self._hook_points.items() if name.startswith(before)}
-        modules = [*self.model.blocks[-1].modules(), *self.model.ln_final.modules()]
-        modules.append(self._hook_points[naming.ONCE["unembed_in"][0]])
+        modules = list(self.model.blocks[layer].modules())
+        if layer == self.n_layers - 1:
+            unembed_in = self._hook_points[naming.ONCE["unembed_in"][0]]
+            modules += [*self.model.ln_final.modules(), unembed_in]
         return any(_is_watched(module) for module in modules if id(module) not in spared)
 
     def _once(self, role: Role) -> list[Point]:

@@ -87,7 +87,7 @@ AFTER_LAST_BLOCK = (
 )
 """The stream after the last block; HookedEncoder's is normalised (post-norm)."""
 
-LAST_BRANCHES = {
+BRANCHES = {
     "HookedTransformer": ("attn.hook_z", "hook_resid_mid", "ln2.hook_normalized"),
     "TransformerBridge": ("attn.hook_z", "ln2.hook_in"),
 }
@@ -114,6 +114,15 @@ UP_TO_Z = (
     "attn.v",
 )
 """How the names in a block begin that lie before its output projection."""
+
+ATTENTION_INPUT = {
+    "HookedTransformer": "ln1.hook_normalized",
+    "TransformerBridge": "attn.hook_in",
+}
+"""Behind the norm, so that the stream beside attention keeps its rows."""
+
+NORM_AFTER_ATTENTION = frozenset({"Olmo2ForCausalLM", "Olmo3ForCausalLM"})
+"""Their ``ln1`` stands behind attention."""
 
 DELEGATED_ATTENTION = frozenset(
     {"BertForMaskedLM", "GPTJForCausalLM", "GPTNeoForCausalLM", "OPTForCausalLM"}
