@@ -146,3 +146,12 @@ def test_pruning_writes_where_it_is_told(tmp_path: Path, monkeypatch: pytest.Mon
     good("prune", *arguments, "--unit", "mlp")
     assert (tmp_path / "out/prune/curve.csv").exists()
     assert (tmp_path / "out/prune/pruning.html").exists()
+
+
+def test_every_method_that_gives_head_relevance_on_one_figure(tmp_path: Path) -> None:
+    sizes = ["--n", 4, "--n-rank", 2, "--steps", 4, "--out", tmp_path]
+    document = json.loads(good("prune", "--task", "sva", "--methods", "all", *sizes, "--json"))
+    gradients = {"gradient_x_input", "gradient_l1", "gradient_l2"}
+    rules = {"lrp", "attnlrp", "gim", "relp", "deeplift", "alti_logit"}
+    random = {f"random seed {seed}" for seed in range(10)}
+    assert set(document["curves"]) == gradients | rules | random

@@ -10,13 +10,14 @@ import typer
 
 from lens_attr.cli import console, options
 from lens_attr.cli import pairs as pairs_cli
-from lens_attr.errors import InputError
+from lens_attr.errors import InputError, UnsupportedModelError
 
 if TYPE_CHECKING:
     from lens_attr.circuits.results import PruningComparison, Ranking
     from lens_attr.types import Sample
 
 RANKING_SEED, PRUNING_SEED = 0, 1
+EVERY = "all"
 NAMES = {"head": "attention heads", "mlp": "MLPs", "neuron": "neurons"}
 
 TaskOption = Annotated[
@@ -39,7 +40,11 @@ DataOption = Annotated[
     ),
 ]
 MethodsOption = Annotated[
-    str, typer.Option("--methods", help="Methods to rank with, separated by commas.")
+    str,
+    typer.Option(
+        "--methods",
+        help="Methods to rank with, separated by commas; all: every one that can on this model.",
+    ),
 ]
 NOption = Annotated[int, typer.Option("--n", min=1, help="Samples to measure accuracy on.")]
 NRankOption = Annotated[int, typer.Option("--n-rank", min=1, help="Other samples to rank on.")]
@@ -112,12 +117,15 @@ def prune(
     names = [name.strip() for name in methods.split(",") if name.strip()]
     if not names:
         raise typer.BadParameter("--methods names no method.")
-    options.check_methods(names)
+    if names != [EVERY]:
+        options.check_methods(names)
     ranking_set, pruning_set = _samples(task, data, n_rank, n)
     progress = console.wants_progress(quiet)
     with console.working(f"loading {model}", quiet):
         loaded = options.load_model(model, backend, dtype, device)
     with console.notices(quiet):
+        if names == [EVERY]:
+            names = _methods_that_rank(loaded, ranking_set[:1], unit)
         rankings = [_rank(loaded, ranking_set, name, pool, unit, progress) for name in names]
         comparison = la.circuits.compare_pruning(
             loaded,
@@ -137,6 +145,20 @@ def prune(
     console.print_table(comparison.summary())
     if not quiet:
         console.print_facts(files)
+
+
+def _methods_that_rank(model: Any, samples: list[Sample], unit: options.Unit) -> list[str]:
+    """The methods that are defined for the model and give relevance of such units."""
+    import lens_attr as la
+
+    found = []
+    for method in la.methods():
+        try:
+            la.circuits.unit_scores(model, samples, unit, method.name, progress=False)
+        except (InputError, UnsupportedModelError):
+            continue
+        found.append(method.name)
+    return found
 
 
 def _rank(
