@@ -403,9 +403,7 @@ def test_a_mask_that_moves_is_refused() -> None:
 # --------------------------------------------------------------------------- every architecture
 
 
-@pytest.mark.parametrize(
-    ("family", "backend"), tiny.on_backends([*tiny.FAMILIES, *tiny.DELEGATED])
-)
+@pytest.mark.parametrize(("family", "backend"), tiny.on_backends([*tiny.FAMILIES, *tiny.DELEGATED]))
 def test_heads_of_every_family_equal_plain_forwards(family: str, backend: str) -> None:
     """Parallel blocks, norms behind attention, grouped keys: what is shared is exact everywhere."""
     ids = tiny.token_ids(family, rows=2, length=7)

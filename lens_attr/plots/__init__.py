@@ -21,6 +21,7 @@ from lens_attr.plots.path_figures import (
 from lens_attr.plots.pruning_curves import pruning
 from lens_attr.plots.score_map import score_map
 from lens_attr.plots.self_repair_scatter import self_repair
+from lens_attr.plots.self_repair_thresholds import self_repair_thresholds
 from lens_attr.plots.sweep_curves import deletion_sweep
 from lens_attr.plots.template import DARK, LIGHT
 from lens_attr.plots.token_figures import comparison, relevance
@@ -50,6 +51,7 @@ __all__ = [
     "relevance",
     "score_map",
     "self_repair",
+    "self_repair_thresholds",
     "shade",
     "shares",
 ]
