@@ -1,4 +1,4 @@
-"""Self-repair against the threshold: groups of keys, and joint effects seen too small or too large."""
+"""Self-repair against the threshold: groups of keys, and joint effects seen too small or large."""
 
 from __future__ import annotations
 
