@@ -105,6 +105,8 @@ def test_what_is_refused() -> None:
     bare = la.attribute(model, IDS, tiny.TARGET, "gim")
     with pytest.raises(la.InputError, match=r'record=\["scores"\]'):
         score_agreement(bare, repair)
+    with pytest.raises(la.InputError, match="'exact' names a column"):
+        score_agreement({"exact": bare}, repair)
     one = la.attribute(model, IDS[:1], tiny.TARGET, "gim", record=["scores"])
     with pytest.raises(la.InputError, match="gim explains other texts"):
         score_agreement(one, repair)

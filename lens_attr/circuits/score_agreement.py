@@ -104,6 +104,8 @@ def score_agreement(
     keys = [*ROW, "key_1", "key_2"]
     pairs = ablated.pairs[keys].assign(exact=-ablated.pairs.effect_both)
     for name, one in named.items():
+        if name in (*singles, *pairs):
+            raise InputError(f"{name!r} names a column, or two methods: call it otherwise.")
         scores = _scores(name, one, ablated)
         singles[name] = _at(scores, singles, "key")
         pairs[name] = _at(scores, pairs, "key_1") + _at(scores, pairs, "key_2")

@@ -148,16 +148,23 @@ def prune(
 
 
 def _methods_that_rank(model: Any, samples: list[Sample], unit: options.Unit) -> list[str]:
-    """The methods that are defined for the model and give relevance of such units."""
+    """The methods that are defined for the model and give relevance of such units.
+
+    Raises:
+        InputError: there is none, with what the last of them said.
+    """
     import lens_attr as la
 
-    found = []
+    found, problem = [], None
     for method in la.methods():
         try:
             la.circuits.unit_scores(model, samples, unit, method.name, progress=False)
-        except (InputError, UnsupportedModelError):
-            continue
-        found.append(method.name)
+        except (InputError, UnsupportedModelError) as error:
+            problem = error
+        else:
+            found.append(method.name)
+    if not found:
+        raise InputError(f"no method can rank {NAMES[unit]} here: {problem}")
     return found
 
 

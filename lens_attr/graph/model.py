@@ -200,13 +200,20 @@ class ModelGraph:
 
     def _watched_behind_z(self, layer: int) -> bool:
         """Whether a forward hook that is not TransformerLens's own is attached there."""
-        before = tuple(f"blocks.{layer}.{name}" for name in naming.UP_TO_Z)
-        spared = {id(hook) for name, hook in self._hook_points.items() if name.startswith(before)}
         modules = list(self.model.blocks[layer].modules())
         if layer == self.n_layers - 1:
             unembed_in = self._hook_points[naming.ONCE["unembed_in"][0]]
             modules += [*self.model.ln_final.modules(), unembed_in]
-        return any(_is_watched(module) for module in modules if id(module) not in spared)
+        return any(_is_watched(module) for module in modules if id(module) not in self._up_to_z)
+
+    @cached_property
+    def _up_to_z(self) -> frozenset[int]:
+        """Ids of the hook points before the output projection of any block, by whatever name."""
+        return frozenset(
+            id(hook)
+            for name, hook in self._hook_points.items()
+            if name.startswith("blocks.") and name.split(".", 2)[2].startswith(naming.UP_TO_Z)
+        )
 
     def _once(self, role: Role) -> list[Point]:
         table = naming.ONCE
