@@ -127,8 +127,9 @@ class SelfRepair(Shown):
         found = []
         for threshold in thresholds:
             groups = self.groups(threshold)
-            rows = self.pairs.query("strength > @threshold")[ROW].drop_duplicates()
-            of_rows = groups.groupby(ROW).size().reindex(pd.MultiIndex.from_frame(rows)).fillna(0)
+            rows = self.pairs.query("strength > @threshold").drop_duplicates(ROW)
+            every = pd.MultiIndex.from_arrays([rows[name] for name in ROW], names=ROW)
+            of_rows = groups.groupby(ROW).size().reindex(every).fillna(0)
             for what, values in (("keys in a group", groups["size"]), ("groups in a row", of_rows)):
                 for value, count in values.astype(int).value_counts().sort_index().items():
                     found.append((threshold, what, value, int(count)))

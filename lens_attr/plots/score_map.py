@@ -33,26 +33,26 @@ def score_map(result: ScoreAgreement, example: int = 0) -> go.Figure:
     Raises:
         InputError: no such example, or NaN or infinite values.
     """
-    chosen = result.singles[result.singles["example"] == example]
+    chosen = result.singles.query("example == @example")
     if chosen.empty:
         raise InputError(f"example {example} is out of range: there are {len(result.str_tokens)}.")
     panels = ["exact", *result.methods]
     titles = [f"exact, {result.replace} ablation", *map(plotly_text, result.methods)]
     fig = make_subplots(cols=len(panels), shared_yaxes=True, subplot_titles=titles)
-    rows = chosen[["layer", "head"]].drop_duplicates()
-    names = [f"{row['layer']}.{row['head']}" for row in rows.to_dict("records")]
+    cells = chosen.to_dict("records")
+    names = list(dict.fromkeys(f"{cell['layer']}.{cell['head']}" for cell in cells))
     tokens = [plotly_text(readable(token)) for token in result.str_tokens[example]]
     for column, panel in enumerate(panels, start=1):
         unit = result.unit if panel == "exact" else "relevance"
         fig.add_heatmap(**_panel(chosen, panel, names, tokens, unit), row=1, col=column)
-    keys = sorted(chosen["key"].unique().tolist())
+    keys = sorted({int(cell["key"]) for cell in cells})
     ticks = keys[:: -(-len(keys) // _MOST_TICKS)]
     fig.update_xaxes(
         tickvals=ticks, ticktext=[tokens[key] for key in ticks], tickangle=-60, showgrid=False
     )
     fig.update_yaxes(showgrid=False, type="category")
     fig.update_yaxes(title_text="layer.head", col=1)
-    query = int(chosen["query"].iloc[0])
+    query = int(cells[0]["query"])
     fig.update_layout(
         template=LIGHT,
         title={
@@ -70,7 +70,7 @@ def _panel(
     chosen: pd.DataFrame, panel: str, names: list[str], tokens: list[str], unit: str
 ) -> dict[str, Any]:
     """A heatmap of one column of the table; scores that the query cannot read stay empty."""
-    keys = sorted(chosen["key"].unique().tolist())
+    keys = sorted({int(key) for key in chosen["key"]})
     top = largest(chosen[panel].tolist())
     cells = np.full((len(names), len(keys)), np.nan)
     texts = np.full(cells.shape, "", dtype=object)
