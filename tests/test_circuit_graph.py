@@ -7,6 +7,7 @@ from functools import cache
 from itertools import pairwise
 from typing import Any
 
+import networkx
 import numpy as np
 import pytest
 import small
@@ -323,7 +324,6 @@ def test_nodes_are_listed() -> None:
 
 
 def test_to_networkx() -> None:
-    networkx = pytest.importorskip("networkx")
     graph = extract(scored(GPT2), 40).to_networkx()
     assert isinstance(graph, networkx.MultiDiGraph)
     assert networkx.is_directed_acyclic_graph(graph)
@@ -334,7 +334,7 @@ def test_to_networkx() -> None:
 
 def test_without_networkx(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "networkx", None)
-    with pytest.raises(la.InputError, match="pip install networkx"):
+    with pytest.raises(la.InputError, match=r"pip install 'lens-attr\[networkx\]'"):
         Circuit.of_edges(BY_HAND, CHAIN).to_networkx()
 
 

@@ -133,3 +133,25 @@ def test_pruning_other_units(tmp_path: Path, unit: str, points: int) -> None:
     assert set(table["ablation"]) == {"resample"} and ("neuron" in table) == (unit == "neuron")
     names = {"mlp": "Removing MLPs", "neuron": "Removing neurons"}
     assert names[unit] in (tmp_path / "pruning.html").read_text(encoding="utf-8")
+
+
+def test_pruning_writes_where_it_is_told(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    arguments = ["--task", "sva", "--n", 4, "--n-rank", 4, "--seeds", 0, "--methods", "lrp"]
+    extra = ["--unit", "mlp", "--csv", "mine/table.csv", "--html", "page.html", "--json"]
+    document = json.loads(good("prune", *arguments, *extra))
+    assert document["files"] == ["mine/table.csv", "page.html"]
+    written = {str(path.relative_to(tmp_path)) for path in tmp_path.rglob("*") if path.is_file()}
+    assert written == {"mine/table.csv", "page.html"}
+    good("prune", *arguments, "--unit", "mlp")
+    assert (tmp_path / "out/prune/curve.csv").exists()
+    assert (tmp_path / "out/prune/pruning.html").exists()
+
+
+def test_every_method_that_gives_head_relevance_on_one_figure(tmp_path: Path) -> None:
+    sizes = ["--n", 4, "--n-rank", 2, "--steps", 4, "--out", tmp_path]
+    document = json.loads(good("prune", "--task", "sva", "--methods", "all", *sizes, "--json"))
+    gradients = {"gradient_x_input", "gradient_l1", "gradient_l2"}
+    rules = {"lrp", "attnlrp", "gim", "relp", "deeplift", "alti_logit"}
+    random = {f"random seed {seed}" for seed in range(10)}
+    assert set(document["curves"]) == gradients | rules | random

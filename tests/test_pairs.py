@@ -84,6 +84,7 @@ def test_ioi_names_come_from_the_text(tmp_path: Path) -> None:
         '"Then, Ann and Bob met. Ann gave it to",1,2\n'
     )
     pairs, hard = read_ioi(csv(tmp_path, text)), read_ioi(csv(tmp_path, text), "corrupted_hard")
+    assert read_pairs(csv(tmp_path, text)) == pairs
     assert pairs.target == LogitDiff([" Ann"], [" Bob"])
     assert "Eve" in pairs.corrupted[0] and "Eve" not in hard.corrupted[0]
     once = text.replace("Bob met. Bob gave", "Bob met. Then gave", 1)

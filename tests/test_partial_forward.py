@@ -10,7 +10,9 @@ import pytest
 import small
 import tiny
 import torch
+from tiny import EXACT
 from torch import Tensor
+from torch.utils.flop_counter import FlopCounterMode
 
 from lens_attr.graph import resolve
 from lens_attr.graph.partial import (
@@ -139,3 +141,63 @@ def test_hooked_transformer_computes_nothing_below(name: str) -> None:
     with torch.no_grad(), model.hooks(fwd_hooks=hooks):
         resume(graph, streams[1], 1, ids, None)
     assert fired == [1]
+
+
+# ------------------------------------------------------------------ one position in the last block
+
+
+def narrow(graph: Any) -> bool:
+    """Whether the last block computes less when one position is scored."""
+    ids = tiny.token_ids("gpt2", rows=2, length=9)
+    flops = {}
+    for position in (torch.tensor([8, 2]), None):
+        with torch.no_grad(), FlopCounterMode(display=False) as counter:
+            logits_of(graph, ids, position)
+        flops[position is None] = counter.get_total_flops()
+    unembedding = 2 * 2 * 8 * graph.cfg.d_model * graph.d_vocab  # of the other positions
+    return flops[True] - flops[False] > unembedding
+
+
+@every_family
+def test_the_last_block_runs_on_the_scored_position_alone(family: str, backend: str) -> None:
+    graph = resolve(tiny.model(family, backend))
+    assert narrow(graph) == (graph.attention_in_graph and family != "bert")
+
+
+BEHIND = ["hook_attn_out", "mlp.hook_post", "hook_mlp_out", "hook_resid_post", "ln2.hook_scale"]
+
+
+@pytest.mark.parametrize(("family", "backend"), tiny.on_backends(tiny.FAMILIES))
+@pytest.mark.parametrize("name", [*BEHIND, "ln_final.hook_normalized"])
+def test_whoever_looks_sees_every_position(family: str, backend: str, name: str) -> None:
+    """A hook that moves the first position away must not meet the scored one in its place."""
+    model = tiny.model(family, backend, EXACT)
+    name = name if name.startswith("ln_final") else f"blocks.{tiny.N_LAYERS - 1}.{name}"
+    if name not in model.hook_dict:
+        pytest.skip(f"this model has no {name}")
+    graph, ids = resolve(model), tiny.token_ids(family, rows=3, length=9)
+    position, seen = torch.tensor([8, 2, 0]), []
+
+    def shift_first(activation: Tensor, hook: Any) -> Tensor:
+        seen.append(activation.shape[1])
+        first = torch.arange(activation.shape[1]).view(1, -1, 1) == 0
+        return torch.where(first, activation + 1.0, activation)
+
+    with tiny.precision(EXACT), torch.no_grad(), model.hooks(fwd_hooks=[(name, shift_first)]):
+        whole = graph.forward(ids, None)[torch.arange(3), position]
+        alone = logits_of(graph, ids, position)
+    assert set(seen) == {9}
+    assert tiny.error(alone, whole) < 1e-9
+
+
+@pytest.mark.parametrize("name", small.CAUSAL)
+def test_a_plain_torch_hook_is_a_look_too(name: str) -> None:
+    model = small.model(name)
+    graph, seen = resolve(model), []
+    look = model.blocks[-1].mlp.register_forward_hook(lambda m, i, out: seen.append(out.shape[1]))
+    try:
+        with torch.no_grad():
+            logits_of(graph, torch.tensor([[5, 9, 12, 7]]), torch.tensor([3]))
+    finally:
+        look.remove()
+    assert seen == [4]

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from contextlib import ExitStack
-from functools import cache
+from functools import cache, partial
 from pathlib import Path
 from typing import Any
 
@@ -398,6 +398,45 @@ def test_a_mask_that_moves_is_refused() -> None:
     model = small.model("bert-bridge")
     with pytest.raises(la.InputError, match="row 0: the mask stands elsewhere"):
         patch(model, "w5 [MASK] w9", "w5 w9 [MASK]", la.Logit(6))
+
+
+# --------------------------------------------------------------------------- every architecture
+
+
+@pytest.mark.parametrize(("family", "backend"), tiny.on_backends([*tiny.FAMILIES, *tiny.DELEGATED]))
+def test_heads_of_every_family_equal_plain_forwards(family: str, backend: str) -> None:
+    """Parallel blocks, norms behind attention, grouped keys: what is shared is exact everywhere."""
+    ids = tiny.token_ids(family, rows=2, length=7)
+    with tiny.precision(tiny.EXACT), torch.no_grad():
+        model = tiny.model(family, backend, tiny.EXACT)
+        result = patch(model, ids, None, tiny.TARGET, "head", "noise", source="zero")
+        target = tiny.TARGET.resolve(resolve(model), tokenize(resolve(model), ids))
+        for layer, head in ((0, 1), (tiny.N_LAYERS - 1, 2)):
+            point = resolve(model).points("z")[layer]
+            with ExitStack() as stack:
+                point.on_forward(partial(without_head, head), stack)
+                logits = model(ids)[torch.arange(2), target.position]
+            want = logits[:, tiny.TARGET.token] - logits[:, tiny.TARGET.foil]
+            assert tiny.error(result.per_example[:, layer, head], want) < 1e-9
+
+
+def without_head(head: int, z: Tensor) -> Tensor:
+    z = z.clone()
+    z[:, :, head] = 0
+    return z
+
+
+@causal_models
+def test_attention_runs_once_for_all_heads_of_a_layer(name: str) -> None:
+    model, rows = small.model(name), []
+    last = resolve(model).points("pattern")[-1].name
+    wide = 3 * tiny.N_HEADS
+    with model.hooks(fwd_hooks=[(last, lambda p, hook: rows.append(len(p)))]):
+        run(name, "head")
+        heads, rows[:] = rows.count(wide), []
+        run(name, "q")
+    assert heads == 1  # with heads of the first block patched
+    assert rows.count(wide) == 2
 
 
 # ------------------------------------------------- rules beside TransformerLens's own patching

@@ -153,6 +153,29 @@ def test_summaries_by_hand() -> None:
     assert table.error.iloc[0] == pytest.approx((0.7 + 0 + 1.5 + 0) / 4)
 
 
+def test_distributions_by_hand() -> None:
+    """The second row has a pair and no group."""
+    table = by_hand().distribution([0.01, 0.3, 1.0])
+    rows = [tuple(row) for row in table.itertuples(index=False)]
+    assert rows == [
+        (0.01, "keys in a group", 3, 1),
+        (0.01, "groups in a row", 0, 1),
+        (0.01, "groups in a row", 1, 1),
+        (0.3, "keys in a group", 3, 1),
+        (0.3, "groups in a row", 1, 1),
+    ]
+
+
+def test_the_figure_against_the_threshold() -> None:
+    figure = la.plots.self_repair_thresholds(by_hand(), [0.01, 0.3])
+    bars = [trace for trace in figure.data if trace.type == "bar"]
+    lines = {trace.yaxis: list(trace.y) for trace in figure.data if trace.type == "scatter"}
+    assert [list(bar.y) for bar in bars] == [[1], [1, 1], [1], [1]]
+    assert sorted(lines.values()) == [[0.25, 0.0], [0.25, 0.5]]  # over, under
+    with pytest.raises(la.InputError, match="no pair of keys above"):
+        la.plots.self_repair_thresholds(by_hand(), [9.0])
+
+
 def test_the_or_gate_is_one_group_of_two() -> None:
     with tiny.precision(tiny.EXACT):
         model = handmade.gate("or", 5.0, tiny.BACKENDS[0])

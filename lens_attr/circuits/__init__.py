@@ -27,6 +27,7 @@ from lens_attr.circuits.patching import patch
 from lens_attr.circuits.pruning import compare_pruning, prune
 from lens_attr.circuits.results import Head, PruningComparison, PruningCurve, Ranking
 from lens_attr.circuits.score_ablation import self_repair
+from lens_attr.circuits.score_agreement import ScoreAgreement, score_agreement
 from lens_attr.circuits.self_repair_results import SelfRepair
 from lens_attr.circuits.wiring import Node, Wiring
 
@@ -46,6 +47,7 @@ __all__ = [
     "PruningComparison",
     "PruningCurve",
     "Ranking",
+    "ScoreAgreement",
     "SelfRepair",
     "Wiring",
     "agreement",
@@ -67,6 +69,7 @@ __all__ = [
     "rank_units",
     "read_ioi",
     "read_pairs",
+    "score_agreement",
     "self_repair",
     "sva_pairs",
     "unit_scores",

@@ -128,7 +128,9 @@ class Circuit(Shown):
         try:
             import networkx
         except ImportError as error:
-            raise InputError("networkx is not installed: pip install networkx.") from error
+            raise InputError(
+                "networkx is not installed: pip install 'lens-attr[networkx]'."
+            ) from error
         graph = networkx.MultiDiGraph()
         for node in self.nodes:
             graph.add_node(node.name, kind=node.kind, layer=node.layer, head=node.head)

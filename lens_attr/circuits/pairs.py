@@ -151,10 +151,14 @@ class Pairs:
 def read_pairs(path: str | Path) -> Pairs:
     """One's own pairs, or the greater-than file: a csv with the columns described above.
 
+    A file with ``corrupted_hard`` is read by `read_ioi`.
+
     Raises:
         InputError: unknown or missing columns, or a row with an empty or unreadable cell.
     """
     frame = _read(path)
+    if "corrupted_hard" in frame:
+        return read_ioi(path)
     known = [*PROMPTS, *(name for group in TARGETS for name in group)]
     _check_columns(path, frame, PROMPTS, known)
     found = [group for group in TARGETS if set(group) <= set(frame)]

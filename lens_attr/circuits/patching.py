@@ -325,23 +325,31 @@ class _Sweep:
     ) -> Float[Tensor, "cell example"]:
         """Every cell of one layer, as many together as fit."""
         cells, n = math.prod(self.sizes), len(part.index)
-        at_once = max(1, self._rows(part) // n)
+        forwards = math.ceil(cells / max(1, self._rows(part) // n))
+        at_once = math.ceil(cells / forwards)
         point = points_of(self.graph, self.layout.role)[layer]
         scorer, found = self._scorer(part), []
         for first in range(0, cells, at_once):
             copies = min(at_once, cells - first)
             where = self._where(first, copies).to(stream.device)
-            put = partial(_put, where, fill)
+            put = partial(_put, where, n, fill)
             rows = stream.repeat(copies, 1, 1)
             with ExitStack() as stack:
                 if self.layout.role == "residual":  # where `resume` puts its stream anyway
                     rows = put(rows)
                 else:
+                    self._attend_once(layer, n, stack)
                     point.on_forward(put, stack)
                 logits = resume(self.graph, rows, layer, part.token_ids, scorer.position(copies))
             found.append(scorer(logits, copies))
             advance(copies * n)
         return torch.cat(found)
+
+    def _attend_once(self, layer: int, n: int, stack: ExitStack) -> None:
+        """Up to z all copies are equal: attention sees one of them, and `_put` makes the others."""
+        if self.layout.role == "z":
+            for point in self.graph.attention_input(layer):
+                point.on_forward(lambda stream: stream[:n], stack)
 
     def _where(self, first: int, copies: int) -> Bool[Tensor, "cell 1 *dims"]:
         """Which part of the activation each of some cells replaces, ready to broadcast."""
@@ -357,12 +365,15 @@ class _Sweep:
         return where.reshape(copies, 1, *shape)
 
 
-def _put(where: Bool[Tensor, "cell 1 *dims"], fill: Fill, activation: Tensor) -> Tensor:
-    """The activation [cell x example, ...] with one cell replaced in each copy."""
-    copies = activation.view(len(where), -1, *activation.shape[1:])
+def _put(where: Bool[Tensor, "cell 1 *dims"], n: int, fill: Fill, activation: Tensor) -> Tensor:
+    """The activation [cell x example, ...] with one cell replaced in each copy.
+
+    ``activation`` holds as many copies of the ``n`` examples, or one for all.
+    """
+    copies = activation.unflatten(0, (-1, n))
     if copies.ndim != where.ndim:
         raise UnsupportedModelError(
             f"the activation has shape {list(activation.shape)}, which has no such parts."
         )
     fill = fill.to(activation) if isinstance(fill, Tensor) else fill
-    return torch.where(where, fill, copies).view(activation.shape)
+    return torch.where(where, fill, copies).flatten(0, 1)

@@ -119,6 +119,22 @@ class SelfRepair(Shown):
             )
         return pd.DataFrame(found)
 
+    def distribution(self, thresholds: Sequence[float] = THRESHOLDS) -> pd.DataFrame:
+        """How many groups have so many keys, and how many rows with pairs so many groups.
+
+        Columns: threshold, what (``"keys in a group"``, ``"groups in a row"``), value, count.
+        """
+        found = []
+        for threshold in thresholds:
+            groups = self.groups(threshold)
+            rows = self.pairs.query("strength > @threshold").drop_duplicates(ROW)
+            every = pd.MultiIndex.from_arrays([rows[name] for name in ROW], names=ROW)
+            of_rows = groups.groupby(ROW).size().reindex(every).fillna(0)
+            for what, values in (("keys in a group", groups["size"]), ("groups in a row", of_rows)):
+                for value, count in values.astype(int).value_counts().sort_index().items():
+                    found.append((threshold, what, value, int(count)))
+        return pd.DataFrame(found, columns=["threshold", "what", "value", "count"])
+
     def aggregation(self, thresholds: Sequence[float] = THRESHOLDS) -> pd.DataFrame:
         """Predicted against exact joint effects: one row per threshold and method.
 

@@ -30,7 +30,7 @@ PairsOption = Annotated[
         exists=True,
         dir_okay=False,
         help="A csv of pairs instead: columns clean, corrupted, answer, foil (or correct_idx, "
-        "incorrect_idx, or label for years).",
+        "incorrect_idx, or label for years); or the indirect-object file of EAP-IG.",
         show_default=False,
     ),
 ]
@@ -43,7 +43,7 @@ TaskOption = Annotated[
 NOption = Annotated[int, typer.Option("--n", min=1, help="At most so many pairs.")]
 CsvOption = Annotated[
     Path | None,
-    typer.Option("--csv", dir_okay=False, help="Also write all effects.", show_default=False),
+    typer.Option("--csv", dir_okay=False, help="Also write the whole table.", show_default=False),
 ]
 
 

@@ -9,13 +9,15 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 import typer
 
 from lens_attr.cli import console, options
-from lens_attr.errors import InputError
+from lens_attr.cli import pairs as pairs_cli
+from lens_attr.errors import InputError, UnsupportedModelError
 
 if TYPE_CHECKING:
     from lens_attr.circuits.results import PruningComparison, Ranking
     from lens_attr.types import Sample
 
 RANKING_SEED, PRUNING_SEED = 0, 1
+EVERY = "all"
 NAMES = {"head": "attention heads", "mlp": "MLPs", "neuron": "neurons"}
 
 TaskOption = Annotated[
@@ -38,7 +40,11 @@ DataOption = Annotated[
     ),
 ]
 MethodsOption = Annotated[
-    str, typer.Option("--methods", help="Methods to rank with, separated by commas.")
+    str,
+    typer.Option(
+        "--methods",
+        help="Methods to rank with, separated by commas; all: every one that can on this model.",
+    ),
 ]
 NOption = Annotated[int, typer.Option("--n", min=1, help="Samples to measure accuracy on.")]
 NRankOption = Annotated[int, typer.Option("--n-rank", min=1, help="Other samples to rank on.")]
@@ -63,8 +69,16 @@ StepsOption = Annotated[
     ),
 ]
 NEURON_STEPS = 50
+DEFAULT_OUT = Path("out/prune")
 OutOption = Annotated[
-    Path, typer.Option("--out", file_okay=False, help="Folder for curve.csv and pruning.html.")
+    Path | None,
+    typer.Option(
+        "--out",
+        file_okay=False,
+        help="Folder for curve.csv and pruning.html; default: out/prune, unless --html or --csv "
+        "say where.",
+        show_default=False,
+    ),
 ]
 
 
@@ -81,11 +95,13 @@ def prune(
     ablation: AblationOption = "zero",
     unit: UnitOption = "head",
     steps: StepsOption = None,
-    out: OutOption = Path("out/prune"),
+    out: OutOption = None,
     backend: options.BackendOption = "auto",
     dtype: options.DtypeOption = "float32",
     device: options.DeviceOption = None,
     as_json: options.JsonOption = False,
+    html: options.HtmlOption = None,
+    csv: pairs_cli.CsvOption = None,
     quiet: options.QuietOption = False,
 ) -> None:
     """Remove heads one by one and watch the accuracy: does the ranking beat a random order?
@@ -101,12 +117,15 @@ def prune(
     names = [name.strip() for name in methods.split(",") if name.strip()]
     if not names:
         raise typer.BadParameter("--methods names no method.")
-    options.check_methods(names)
+    if names != [EVERY]:
+        options.check_methods(names)
     ranking_set, pruning_set = _samples(task, data, n_rank, n)
     progress = console.wants_progress(quiet)
     with console.working(f"loading {model}", quiet):
         loaded = options.load_model(model, backend, dtype, device)
     with console.notices(quiet):
+        if names == [EVERY]:
+            names = _methods_that_rank(loaded, ranking_set[:1], unit)
         rankings = [_rank(loaded, ranking_set, name, pool, unit, progress) for name in names]
         comparison = la.circuits.compare_pruning(
             loaded,
@@ -118,13 +137,35 @@ def prune(
             steps=steps or (NEURON_STEPS if unit == "neuron" else None),
             progress=progress,
         )
-    _write(comparison, out, model, task or str(data), len(ranking_set))
+    files = _files(out, html, csv)
+    _write(comparison, files, model, task or str(data), len(ranking_set))
     if as_json:
-        console.print_json(_document(comparison, out))
+        console.print_json(_document(comparison, files))
         return
     console.print_table(comparison.summary())
     if not quiet:
-        console.print_facts({"curves": out / "curve.csv", "page": out / "pruning.html"})
+        console.print_facts(files)
+
+
+def _methods_that_rank(model: Any, samples: list[Sample], unit: options.Unit) -> list[str]:
+    """The methods that are defined for the model and give relevance of such units.
+
+    Raises:
+        InputError: there is none, with what the last of them said.
+    """
+    import lens_attr as la
+
+    found, problem = [], None
+    for method in la.methods():
+        try:
+            la.circuits.unit_scores(model, samples, unit, method.name, progress=False)
+        except (InputError, UnsupportedModelError) as error:
+            problem = error
+        else:
+            found.append(method.name)
+    if not found:
+        raise InputError(f"no method can rank {NAMES[unit]} here: {problem}")
+    return found
 
 
 def _rank(
@@ -197,11 +238,26 @@ def _sample(line: str, where: str) -> Sample:
     )
 
 
-def _write(comparison: PruningComparison, out: Path, model: str, samples: str, n_rank: int) -> None:
+def _files(out: Path | None, html: Path | None, csv: Path | None) -> dict[str, Path]:
+    """Where the curves and the page go."""
+    if out is None and html is None and csv is None:
+        out = DEFAULT_OUT
+    if out is not None:
+        html, csv = html or out / "pruning.html", csv or out / "curve.csv"
+    return {name: path for name, path in (("curves", csv), ("page", html)) if path is not None}
+
+
+def _write(
+    comparison: PruningComparison, files: dict[str, Path], model: str, samples: str, n_rank: int
+) -> None:
     from lens_attr.report import Page, Section, write_page
 
-    out.mkdir(parents=True, exist_ok=True)
-    comparison.to_pandas().to_csv(out / "curve.csv", index=False)
+    for path in files.values():
+        path.parent.mkdir(parents=True, exist_ok=True)
+    if "curves" in files:
+        comparison.to_pandas().to_csv(files["curves"], index=False)
+    if "page" not in files:
+        return
     curve = comparison.curves[0]
     prose = (
         f"{model}: {NAMES[curve.unit]} are removed, the {curve.order} relevant first "
@@ -211,11 +267,11 @@ def _write(comparison: PruningComparison, out: Path, model: str, samples: str, n
     figures = [comparison.plot(), comparison.plot(y="logit_diff"), comparison.summary()]
     write_page(
         Page(f"Removing {NAMES[curve.unit]}", prose, [Section("Curves", "", figures)]),
-        out / "pruning.html",
+        files["page"],
     )
 
 
-def _document(comparison: PruningComparison, out: Path) -> dict[str, Any]:
+def _document(comparison: PruningComparison, files: dict[str, Path]) -> dict[str, Any]:
     curves = {
         curve.method: {
             "fraction": curve.fraction.tolist(),
@@ -229,5 +285,5 @@ def _document(comparison: PruningComparison, out: Path) -> dict[str, Any]:
     return {
         "summary": summary,
         "curves": curves,
-        "files": [out / "curve.csv", out / "pruning.html"],
+        "files": list(files.values()),
     }

@@ -5,7 +5,7 @@ from __future__ import annotations
 import fnmatch
 import importlib
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass
 from functools import cached_property
@@ -14,6 +14,7 @@ from typing import Any, Literal
 import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor, nn
+from transformer_lens.hook_points import HookPoint
 from transformers.activations import ACT2FN
 
 from lens_attr.errors import InputError, UnsupportedModelError, did_you_mean
@@ -172,6 +173,47 @@ class ModelGraph:
         last = f"blocks.{self.n_layers - 1}."
         names = [last + name for name in naming.AFTER_LAST_BLOCK]
         return self._point(next(name for name in names if name in self._hook_points))
+
+    def branches(self, layer: int) -> list[Point]:
+        """Where a block's output projection and its MLP begin, if nobody looks behind them.
+
+        From there to the next block's attention (or the logits) every position is computed apart
+        from the others, so a forward hook may leave only one: sums with the stream then broadcast,
+        and are right at that position. Empty where someone's hook reads or changes what lies
+        behind, in post-norm models, and where Hugging Face's own attention might reshape it again.
+        """
+        if self.is_masked_model or not self.attention_in_graph or self._watched_behind_z(layer):
+            return []
+        z, *mlp = naming.BRANCHES[self.backend]
+        return self._present(layer, [z]) + self._present(layer, mlp)[:1]
+
+    def attention_input(self, layer: int) -> list[Point]:
+        """Where a block's stream, normalised, enters its attention and nothing else."""
+        after_attention = self.architecture in naming.NORM_AFTER_ATTENTION
+        if self.is_masked_model or not self.attention_in_graph or after_attention:
+            return []
+        return self._present(layer, [naming.ATTENTION_INPUT[self.backend]])
+
+    def _present(self, layer: int, names: Sequence[str]) -> list[Point]:
+        full = [f"blocks.{layer}.{name}" for name in names]
+        return [self._point(name) for name in full if name in self._hook_points]
+
+    def _watched_behind_z(self, layer: int) -> bool:
+        """Whether a forward hook that is not TransformerLens's own is attached there."""
+        modules = list(self.model.blocks[layer].modules())
+        if layer == self.n_layers - 1:
+            unembed_in = self._hook_points[naming.ONCE["unembed_in"][0]]
+            modules += [*self.model.ln_final.modules(), unembed_in]
+        return any(_is_watched(module) for module in modules if id(module) not in self._up_to_z)
+
+    @cached_property
+    def _up_to_z(self) -> frozenset[int]:
+        """Ids of the hook points before the output projection of any block, by whatever name."""
+        return frozenset(
+            id(hook)
+            for name, hook in self._hook_points.items()
+            if name.startswith("blocks.") and name.split(".", 2)[2].startswith(naming.UP_TO_Z)
+        )
 
     def _once(self, role: Role) -> list[Point]:
         table = naming.ONCE
@@ -404,6 +446,15 @@ class ModelGraph:
 
 VALUE_BIASES_FOLDED = "value biases folded"
 WRITING_WEIGHTS_CENTRED = "writing weights centred"
+
+
+def _is_watched(module: nn.Module) -> bool:
+    """Whether someone else than TransformerLens has a forward hook there."""
+    if isinstance(module, HookPoint):
+        return bool(module._forward_hooks)
+    hooks = [*module._forward_pre_hooks.values(), *module._forward_hooks.values()]
+    theirs = (str(getattr(hook, "__module__", "")) for hook in hooks)
+    return any(not module.startswith("transformer_lens.") for module in theirs)
 
 
 def _centred(rows: Tensor) -> bool:

@@ -87,6 +87,43 @@ AFTER_LAST_BLOCK = (
 )
 """The stream after the last block; HookedEncoder's is normalised (post-norm)."""
 
+BRANCHES = {
+    "HookedTransformer": ("attn.hook_z", "hook_resid_mid", "ln2.hook_normalized"),
+    "TransformerBridge": ("attn.hook_z", "ln2.hook_in"),
+}
+"""Where the output projection begins in a block, and where the MLP does, if that is present: the
+stream that it reads (absent where attention and MLP are parallel), else its normalised input."""
+
+UP_TO_Z = (
+    "hook_in",
+    "hook_resid_pre",
+    "hook_attn_in",
+    "hook_q_input",
+    "hook_k_input",
+    "hook_v_input",
+    "ln1.",
+    "attn.hook_q",
+    "attn.hook_k",
+    "attn.hook_v",
+    "attn.hook_rot_",
+    "attn.hook_attn_scores",
+    "attn.hook_pattern",
+    "attn.hook_z",
+    "attn.q",
+    "attn.k",
+    "attn.v",
+)
+"""How the names in a block begin that lie before its output projection."""
+
+ATTENTION_INPUT = {
+    "HookedTransformer": "ln1.hook_normalized",
+    "TransformerBridge": "attn.hook_in",
+}
+"""Behind the norm, so that the stream beside attention keeps its rows."""
+
+NORM_AFTER_ATTENTION = frozenset({"Olmo2ForCausalLM", "Olmo3ForCausalLM"})
+"""Their ``ln1`` stands behind attention."""
+
 DELEGATED_ATTENTION = frozenset(
     {"BertForMaskedLM", "GPTJForCausalLM", "GPTNeoForCausalLM", "OPTForCausalLM"}
 )

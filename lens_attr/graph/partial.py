@@ -123,18 +123,25 @@ def resume(
 def _from(graph: ModelGraph, stream: Tensor, layer: int, one_row: Tensor) -> Tensor:
     """A forward with as little as possible below ``layer``."""
     if graph.backend == "HookedTransformer":
-        real = torch.ones(stream.shape[:2], dtype=torch.long, device=stream.device)
+        real = torch.ones((1, stream.shape[1]), dtype=torch.long, device=stream.device)
         return graph.model(stream, start_at_layer=layer, attention_mask=real)
-    return graph.forward(one_row, torch.ones_like(one_row, dtype=torch.bool))
+    with ExitStack() as stack:
+        for point in (point for below in range(layer) for point in graph.branches(below)):
+            point.on_forward(lambda activation: activation[:, :1], stack)
+        return graph.forward(one_row, torch.ones_like(one_row, dtype=torch.bool))
 
 
 def _narrow(graph: ModelGraph, position: Int[Tensor, " row"] | None, stack: ExitStack) -> None:
-    """Unembed one position of each row only."""
+    """Unembed one position of each row only, and run what can run on it alone on it alone."""
     if position is None:
         return
     rows = torch.arange(len(position), device=position.device)
-    (unembed_in,) = graph.points("unembed_in")
-    unembed_in.on_forward(lambda stream: stream[rows, position][:, None], stack)
+
+    def scored(activation: Tensor) -> Tensor:
+        return activation if activation.shape[1] == 1 else activation[rows, position][:, None]
+
+    for point in (*graph.branches(graph.n_layers - 1), *graph.points("unembed_in")):
+        point.on_forward(scored, stack)
 
 
 Reader = Callable[[int, Tensor], None]

@@ -21,7 +21,9 @@ from lens_attr.plots.path_figures import (
     path_parts,
 )
 from lens_attr.plots.pruning_curves import pruning
+from lens_attr.plots.score_map import score_map
 from lens_attr.plots.self_repair_scatter import self_repair
+from lens_attr.plots.self_repair_thresholds import self_repair_thresholds
 from lens_attr.plots.sweep_curves import deletion_sweep, length_curves
 from lens_attr.plots.template import DARK, LIGHT
 from lens_attr.plots.token_figures import comparison, relevance
@@ -52,7 +54,9 @@ __all__ = [
     "pruning",
     "readable",
     "relevance",
+    "score_map",
     "self_repair",
+    "self_repair_thresholds",
     "shade",
     "shares",
 ]
