@@ -88,6 +88,12 @@ class Tape:
         """Keep the gradient leaving a point."""
         self._grads[point.name] = grad
 
+    def forget(self, names: Iterable[str]) -> None:
+        """Let go of the tensors of some points."""
+        for name in names:
+            for kept in (self._values, self._grads, self._waiting):
+                kept.pop(name, None)
+
     def clear(self) -> None:
         """Let go of every tensor: a session and its hooks refer to each other, and to this."""
         self._values.clear()
