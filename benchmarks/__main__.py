@@ -104,9 +104,9 @@ def page(found: dict[str, Any]) -> str:
         f"{where['processor']}, {where['threads']} threads, device {where['device']}, "
         f"{where['dtype']}, {where['clock']}-clock seconds, Python {where['python']}; {versions}.",
         "",
-        "Random weights. Medians with their quartiles; candidates run in turn, and ratios are taken "
-        f"run by run. Aims are for a CPU and say how large the ratio may be: {sum(map(_met, aimed))}"
-        f" of {len(aimed)} are met.",
+        "Random weights. Medians with their quartiles; candidates run in turn, and ratios are "
+        "taken run by run. Aims are for a CPU and say how large the ratio may be: "
+        f"{sum(bool(row.met) for row in aimed)} of {len(aimed)} are met.",
     ]
     for name, section in found["sections"].items():
         title, _, explained = SECTIONS[name]
@@ -121,10 +121,6 @@ def page(found: dict[str, Any]) -> str:
         if section["error"]:
             lines += ["", f"Stopped by {section['error']}"]
     return "\n".join(lines) + "\n"
-
-
-def _met(row: Row) -> bool:
-    return bool(row.met)
 
 
 def _paragraphs(doc: str | None) -> list[str]:

@@ -113,22 +113,21 @@ def _measured(model: Any, cell: Cell, options: Options) -> Iterator[Row]:
     backward = {name: times[-runs:] for name, times in backward.items()}
     pure = _backward_alone(model, ids, cell, options, runs) if by_hand and cell.batch == 1 else {}
     for name in cell.methods:
-        for what, times in (
-            ("backward, nothing recorded", pure),
-            ("backward", backward),
-            ("end to end", whole),
-        ):
-            if times:
-                yield _row(cell, name, what, times)
+        if pure:
+            yield _row(cell, name, "backward, nothing recorded", pure)
+        yield _row(cell, name, "backward", backward, aimed=not pure)
+        yield _row(cell, name, "end to end", whole)
         if by_hand:
             what = f"{name}: end to end"
             yield Row(what, cell.setting, whole[name], "s", BY_HAND, whole[BY_HAND], BY_HAND_AIM)
 
 
-def _row(cell: Cell, name: str, what: str, times: dict[str, list[float]]) -> Row:
+def _row(
+    cell: Cell, name: str, what: str, times: dict[str, list[float]], aimed: bool = True
+) -> Row:
     against, base = (GRADIENT, times["gradient"]) if name != "gradient" else ("", [])
-    aimed = aim(name, cell.length)
-    return Row(f"{name}: {what}", cell.setting, times[name], "s", against, base, aimed)
+    most = aim(name, cell.length) if aimed else None
+    return Row(f"{name}: {what}", cell.setting, times[name], "s", against, base, most)
 
 
 def _end_to_end(

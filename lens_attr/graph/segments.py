@@ -75,8 +75,13 @@ class Segments:
             _register(block, "forward_pre_hook", self._enter, self._hooks)
             _register(block, "forward_hook", self._leave, self._hooks)
 
-    def gradient(self, value: Tensor, leaf: Tensor) -> Tensor:
-        """d value / d leaf, where ``leaf`` lies before the first block and ``value`` after the last.
+    def gradient(self, value: Tensor, leaf: Tensor, *, keep: bool = False) -> Tensor:
+        """d value / d leaf.
+
+        Args:
+            value: one number that follows from what the last block made.
+            leaf: what the first block's input follows from.
+            keep: another gradient of the same forward will be asked for.
 
         Raises:
             UnsupportedModelError: not every block ran once, in order.
@@ -89,12 +94,12 @@ class Segments:
                 f"{len(self.blocks)}: checkpointing needs each once. Use checkpoint=False."
             )
         sources = [leaf, *(passage.left for passage in self._passages)]
-        (grad,) = torch.autograd.grad(value, sources[-1])
+        (grad,) = torch.autograd.grad(value, sources[-1], retain_graph=keep)
         for layer in reversed(range(len(self.blocks))):
-            passage = self._passages.pop()
+            passage, source = self._passages[layer], sources[layer]
             grad = _through(passage, grad, layer)
-            if passage.entered is not sources[layer]:
-                (grad,) = torch.autograd.grad(passage.entered, sources[layer], grad)
+            if passage.entered is not source:
+                (grad,) = torch.autograd.grad(passage.entered, source, grad, retain_graph=keep)
             self.block_done(layer)
         return grad
 
