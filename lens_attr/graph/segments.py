@@ -119,6 +119,7 @@ class Segments:
         left = _stream_of(output).detach().requires_grad_()
         self._passages.append(_Passage(block, *self._open, left))
         self._open = ()
+        _drop_pattern(block)
         self.block_done(len(self._passages) - 1)
         return left if isinstance(output, Tensor) else (left, *output[1:])
 
@@ -139,7 +140,16 @@ def _through(passage: _Passage, grad: Tensor, layer: int) -> Tensor:
     """The gradient that enters a block, from the one that leaves it; the graph ends here."""
     output = passage.again()
     _refuse_other_values(output, passage.left, layer)
-    return torch.autograd.grad(output, passage.inside, grad)[0]
+    (grad,) = torch.autograd.grad(output, passage.inside, grad)
+    _drop_pattern(passage.block)
+    return grad
+
+
+def _drop_pattern(block: nn.Module) -> None:
+    """The Bridge keeps every attention's last pattern, and so its graph, and never reads it."""
+    attention: Any = getattr(block, "attn", None)
+    if isinstance(getattr(attention, "_pattern", None), Tensor):
+        attention._pattern = None
 
 
 def _stream_of(output: Any) -> Tensor:
