@@ -191,19 +191,19 @@ def peak(model: Any, length: int, method: str, **options: Any) -> int:
 
 @pytest.mark.parametrize("method", ["gradient_x_input", "lrp", "attnlrp", "gim", "relp"])
 def test_memory_is_that_of_one_block(deep: Any, method: str) -> None:
-    """With ten blocks a fifth is asked for: one block, and a stream for each."""
+    """One block of ten, and a stream for each."""
     whole, cut = (peak(deep, 60, method, checkpoint=c) for c in (False, True))
     assert cut < 0.2 * whole
     assert resolve(deep).n_layers == 10
 
 
 def test_what_is_kept_per_block_is_the_stream(deep: Any) -> None:
-    """Between 2 and 10 blocks the peak grows by at most three streams a block."""
+    """From 2 to 10 blocks, by a few streams each: without checkpointing it is more than forty."""
     shallow, length = tiny.model("gpt2", tiny.BACKENDS[-1]), 60
     stream = length * 32 * 4
     for method in ("attnlrp", "gim"):
         few, many = (peak(m, length, method, checkpoint=True) for m in (shallow, deep))
-        assert many - few <= 8 * 3 * stream
+        assert many - few <= 8 * 1.5 * stream
 
 
 def test_a_job_may_ask_for_it(tmp_path: Any) -> None:

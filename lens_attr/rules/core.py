@@ -71,7 +71,16 @@ class Tape:
         return self._values[point.name]
 
     def grad(self, point: Point) -> Tensor:
-        """The gradient leaving ``point``, after the rules placed on it."""
+        """The gradient leaving ``point``, after the rules placed on it.
+
+        Raises:
+            RuleNotAppliedError: it was not kept.
+        """
+        if point.name not in self._grads:
+            raise RuleNotAppliedError(
+                f"the gradient at {point.name} was not kept: name the point among the `grads` of "
+                "the Placement that reads it; it must come later in the forward."
+            )
         return self._grads[point.name]
 
     def record_value(self, point: Point, activation: Tensor) -> None:

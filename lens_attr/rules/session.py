@@ -37,6 +37,7 @@ class PointHook:
         self.tape = tape
         self.session = session
         self.fired = 0
+        self.is_read = False
 
     def __call__(self, grad: Tensor) -> Tensor | None:
         if self.session is not None:
@@ -49,7 +50,8 @@ class PointHook:
             result = placement.transform(result, self.tape)
             _refuse_no_gradient(rule, self.point, result, grad)
         result = result.to(grad.dtype)
-        self.tape.record_grad(self.point, result)
+        if self.is_read:
+            self.tape.record_grad(self.point, result)
         for _, placement in self.placed:
             for source in placement.values:
                 self.tape.backward_done(source)
@@ -97,7 +99,8 @@ def point_hooks(
         for _, placement in placed:
             values |= {point.name: point for point in placement.values}
             for point in placement.grads:
-                hooks.setdefault(point.name, PointHook(point, [], tape, session))
+                hook = hooks.setdefault(point.name, PointHook(point, [], tape, session))
+                hook.is_read = True
     return list(hooks.values()), list(values.values())
 
 
