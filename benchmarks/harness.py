@@ -58,7 +58,7 @@ class Options:
     def ids(self, batch: int, length: int) -> torch.Tensor:
         """Random token ids."""
         generator = torch.Generator().manual_seed(self.seed)
-        ids = torch.randint(10, 50_000, (batch, length), generator=generator)
+        ids = torch.randint(10, 1000, (batch, length), generator=generator)
         return ids.to(self.device)
 
 

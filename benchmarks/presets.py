@@ -211,7 +211,7 @@ def launch_rows(options: Options) -> Iterator[Row]:
     """What rules add to or take from the work list of a GPU; the same on every machine."""
     for shape in (GPT2, LLAMA):
         for backend in dict.fromkeys((newest_backend(), "bridge")):
-            small = Shape(shape.title, 2, 256, 4, 50_257, shape.key_value_heads and 2, 512)
+            small = Shape(shape.title, 2, 256, 4, 1000, shape.key_value_heads and 2, 512)
             model, ids = build(options, small, backend), options.ids(1, 16)
             counts = {name: [float(launches(model, ids, name))] for name in METHODS}
             for name in METHODS:
