@@ -117,7 +117,8 @@ class Segments:
         if get_ident() != self.thread:
             return None
         left = _stream_of(output).detach().requires_grad_()
-        self._passages.append(_Passage(block, *self._open, left))
+        args, kwargs, entered, inside = self._open
+        self._passages.append(_Passage(block, args, kwargs, entered, inside, left))
         self._open = ()
         _drop_pattern(block)
         self.block_done(len(self._passages) - 1)
