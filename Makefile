@@ -24,7 +24,7 @@ PYTEST := -m pytest -n auto $(PYTEST_ARGS)
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
 .NOTPARALLEL:
-.PHONY: help demo docs bench-demo bench-seeds test lint format test-39 test-4 build test-wheel clean
+.PHONY: help demo docs bench bench-demo bench-seeds test lint format test-39 test-4 build test-wheel clean
 
 help: ## list the targets
 	@awk -F ':.*## ' '/^[a-z0-9-]+:.*## / {printf "make %-12s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -34,6 +34,9 @@ demo: $(ENV_4)/installed ## explain the demo models, figures and report in out/d
 
 docs: $(ENV_DOCS)/installed ## the documentation in out/docs; a broken link fails
 	NO_MKDOCS_2_WARNING=1 $(ENV_DOCS)/bin/mkdocs build
+
+bench: $(ENV_39)/installed ## time and memory of everything, one table in benchmarks/results (20 minutes)
+	HF_HUB_OFFLINE=1 $(ENV_39)/bin/python -m benchmarks $(BENCH_ARGS)
 
 bench-demo: $(ENV_39)/installed ## every method on the demo models: benchmarks/results, README
 	$(ENV_39)/bin/python benchmarks/overview.py --n $(BENCH_N)

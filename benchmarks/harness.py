@@ -1,46 +1,209 @@
-"""What the benchmarks share: models of real shapes with random weights, and honest timing.
+"""What the benchmarks share: models of real shapes with random weights, clocks, rows of one table.
 
-Times are CPU seconds of the process (so a busy machine does not distort them), taken in interleaved
-runs: every candidate once, then every candidate again. Results are medians with their spread.
+Candidates are run in turn, so that whatever else the machine does hits all of them, and compared
+run by run. On a GPU every reading of the clock waits for the device first.
 """
 
 from __future__ import annotations
 
 import importlib.metadata
-import json
-import statistics
+import platform
+import tempfile
 import time
-from collections.abc import Callable, Mapping
-from pathlib import Path
-from typing import Any
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from functools import cache
+from typing import Any, Literal
 
+import numpy as np
+import tokenizers
 import torch
-from transformers import GPT2Config, GPT2LMHeadModel, LlamaConfig, LlamaForCausalLM
+import transformers
 
 import lens_attr as la
 from lens_attr.evaluation.machine import machine as hardware
 from lens_attr.graph import backend_class
+from lens_attr.runs.memory import peak_of
 
-RESULTS = Path(__file__).parent / "results"
-
-GPT2_SMALL: dict[str, Any] = {"n_layers": 12, "d_model": 768, "n_heads": 12, "d_vocab": 50_257}
-LLAMA_1B: dict[str, Any] = {
-    "n_layers": 16,
-    "d_model": 2048,
-    "n_heads": 32,
-    "n_key_value_heads": 8,
-    "d_mlp": 8192,
-    "d_vocab": 128_256,
-}
+TARGET = la.LogitDiff(5, 6)
+MIB = 2**20
+BACKENDS = {"hooked": "HookedTransformer", "bridge": "TransformerBridge"}
 
 
-def hooked(shape: Mapping[str, Any], n_layers: int | None = None, n_ctx: int = 1024) -> Any:
-    """A HookedTransformer of this shape (transformer-lens 3.9)."""
+@dataclass(frozen=True)
+class Options:
+    """How to measure.
+
+    Attributes:
+        quick: the smallest cells only, and few runs.
+        runs: timed runs per candidate, where not the cell's own number.
+        device: ``"cpu"`` or ``"cuda"``.
+        clock: ``"wall"``, or ``"cpu"`` seconds of this process, for a machine that is not idle.
+        seed: of weights and tokens.
+    """
+
+    quick: bool = False
+    runs: int | None = None
+    device: str = "cpu"
+    clock: Literal["wall", "cpu"] = "wall"
+    seed: int = 0
+
+    def now(self) -> float:
+        """Seconds, once the device has done all its work."""
+        if self.device == "cuda":
+            torch.cuda.synchronize()
+        return time.perf_counter() if self.clock == "wall" else time.process_time()
+
+    def ids(self, batch: int, length: int) -> torch.Tensor:
+        """Random token ids."""
+        generator = torch.Generator().manual_seed(self.seed)
+        ids = torch.randint(10, 1000, (batch, length), generator=generator)
+        return ids.to(self.device)
+
+
+# ------------------------------------------------------------------------------------- the rows
+
+
+@dataclass(frozen=True)
+class Row:
+    """One measured number beside another.
+
+    Attributes:
+        what: what was measured.
+        setting: model, backend, batch and length.
+        values: one per run.
+        unit: of the values.
+        against: what they are compared with.
+        base: its values, in the same runs.
+        aim: the largest ratio that we want.
+        note: what else the reader should know.
+    """
+
+    what: str
+    setting: str
+    values: list[float]
+    unit: str = "s"
+    against: str = ""
+    base: list[float] = field(default_factory=list)
+    aim: float | None = None
+    note: str = ""
+
+    @property
+    def ratios(self) -> list[float]:
+        """Run by run."""
+        return [v / b for v, b in zip(self.values, self.base, strict=True)] if self.base else []
+
+    @property
+    def met(self) -> bool | None:
+        """Whether the median ratio is within the aim."""
+        return None if self.aim is None else float(np.median(self.ratios)) <= self.aim
+
+    def cells(self) -> list[str]:
+        """The row as it stands in the table."""
+        aim = "" if self.aim is None else f"at most {self.aim:.2f}"
+        verdict = {None: "", True: "yes", False: "**no**"}[self.met]
+        measured = f"{_spread(self.values)} {self.unit}"
+        ratio = _spread(self.ratios) if self.base else ""
+        return [self.setting, self.what, measured, self.against, ratio, aim, verdict, self.note]
+
+
+HEADER = ("setting", "what", "measured", "beside", "ratio", "aim", "met", "note")
+
+
+def _spread(values: list[float]) -> str:
+    """Median, and the quartiles where there is more than one run."""
+    low, middle, high = np.percentile(values, [25, 50, 75])
+    digits = 2 if middle < 100 else 0
+    shown = f"{middle:.{digits}f}"
+    return shown if len(values) == 1 else f"{shown} ({low:.{digits}f} to {high:.{digits}f})"
+
+
+def table(rows: list[Row]) -> str:
+    """Rows in Markdown."""
+    lines = [f"| {' | '.join(HEADER)} |", "|" + "---|" * len(HEADER)]
+    return "\n".join(lines + [f"| {' | '.join(row.cells())} |" for row in rows])
+
+
+# ----------------------------------------------------------------------------------- measuring
+
+
+def interleaved(
+    calls: Mapping[str, Callable[[], float]], runs: int, warm_up: bool = True
+) -> dict[str, list[float]]:
+    """What every call returns, in turn, after one run of each that does not count."""
+    found: dict[str, list[float]] = {name: [] for name in calls}
+    for run in range(-int(warm_up), runs):
+        for name, call in calls.items():
+            value = call()
+            if run >= 0:
+                found[name].append(value)
+    return found
+
+
+def seconds_of(options: Options, call: Callable[[], Any]) -> float:
+    """Seconds of one call."""
+    start = options.now()
+    call()
+    return options.now() - start
+
+
+def peak(options: Options, call: Callable[[], Any]) -> float:
+    """MiB of tensors alive at once during a call, beyond those that were there before."""
+    if options.device != "cuda":
+        return peak_of(call) / MIB
+    torch.cuda.synchronize()
+    torch.cuda.reset_peak_memory_stats()
+    before = torch.cuda.memory_allocated()
+    call()
+    torch.cuda.synchronize()
+    return (torch.cuda.max_memory_allocated() - before) / MIB
+
+
+# -------------------------------------------------------------------------------------- models
+
+
+@dataclass(frozen=True)
+class Shape:
+    """Sizes of a model, the rest being what its family usually has."""
+
+    title: str
+    layers: int
+    d_model: int
+    heads: int
+    vocabulary: int
+    key_value_heads: int | None = None
+    d_mlp: int | None = None
+
+    @property
+    def is_llama(self) -> bool:
+        """Else it is a GPT-2."""
+        return self.key_value_heads is not None
+
+
+GPT2 = Shape("GPT-2 small", 12, 768, 12, 50_257)
+LLAMA = Shape("Llama-3.2-1B", 16, 2048, 32, 128_256, key_value_heads=8, d_mlp=8192)
+
+
+def newest_backend() -> str:
+    """``"hooked"`` where it exists."""
+    return "bridge" if backend_class("HookedTransformer") is None else "hooked"
+
+
+def build(
+    options: Options, shape: Shape, backend: str, layers: int | None = None, n_ctx: int = 1024
+) -> Any:
+    """A model of this shape with random weights."""
+    torch.manual_seed(options.seed)
+    make = _hooked if backend == "hooked" else _bridge
+    return make(shape, layers or shape.layers, n_ctx, options.device)
+
+
+def _hooked(shape: Shape, layers: int, n_ctx: int, device: str) -> Any:
     from transformer_lens import HookedTransformer, HookedTransformerConfig
 
-    llama = "n_key_value_heads" in shape
     family: dict[str, Any] = {"act_fn": "gelu_new", "normalization_type": "LN"}
-    if llama:
+    if shape.is_llama:
         family = {
             "act_fn": "silu",
             "normalization_type": "RMS",
@@ -48,97 +211,94 @@ def hooked(shape: Mapping[str, Any], n_layers: int | None = None, n_ctx: int = 1
             "positional_embedding_type": "rotary",
             "rotary_dim": 64,
             "final_rms": True,
+            "n_key_value_heads": shape.key_value_heads,
+            "d_mlp": shape.d_mlp,
         }
-    sizes = dict(shape) | {"n_layers": n_layers or shape["n_layers"]}
-    cfg = HookedTransformerConfig(d_head=64, n_ctx=n_ctx, seed=0, device="cpu", **sizes, **family)
+    cfg = HookedTransformerConfig(
+        n_layers=layers,
+        d_model=shape.d_model,
+        n_heads=shape.heads,
+        d_head=64,
+        d_vocab=shape.vocabulary,
+        n_ctx=n_ctx,
+        seed=0,
+        device=device,
+        **family,
+    )
     return HookedTransformer(cfg).eval()
 
 
-def bridge(shape: Mapping[str, Any], n_layers: int | None = None, n_ctx: int = 1024) -> Any:
-    """A TransformerBridge of this shape."""
+def _bridge(shape: Shape, layers: int, n_ctx: int, device: str) -> Any:
     from transformer_lens.model_bridge import TransformerBridge
 
-    torch.manual_seed(0)
-    layers = n_layers or shape["n_layers"]
-    if "n_key_value_heads" in shape:
-        config = LlamaConfig(
-            vocab_size=shape["d_vocab"],
-            hidden_size=shape["d_model"],
-            intermediate_size=shape["d_mlp"],
-            num_hidden_layers=layers,
-            num_attention_heads=shape["n_heads"],
-            num_key_value_heads=shape["n_key_value_heads"],
-            max_position_embeddings=n_ctx,
-            attn_implementation="eager",
-        )
-        original: Any = LlamaForCausalLM(config)
-    else:
-        config = GPT2Config(
-            vocab_size=shape["d_vocab"],
-            n_embd=shape["d_model"],
+    config = _config(shape, layers, n_ctx)
+    config._attn_implementation = "eager"
+    original = transformers.AutoModelForCausalLM.from_config(config).eval()
+    with tempfile.TemporaryDirectory() as directory:
+        config.architectures = [type(original).__name__]
+        config.save_pretrained(directory)
+        tokenizer().save_pretrained(directory)
+        return TransformerBridge.boot_transformers(directory, hf_model=original, device=device)
+
+
+def _config(shape: Shape, layers: int, n_ctx: int) -> Any:
+    if not shape.is_llama:
+        return transformers.GPT2Config(
+            vocab_size=shape.vocabulary,
+            n_embd=shape.d_model,
             n_layer=layers,
-            n_head=shape["n_heads"],
+            n_head=shape.heads,
             n_positions=n_ctx,
-            attn_implementation="eager",
         )
-        original = GPT2LMHeadModel(config)
-    return TransformerBridge.boot_transformers(
-        config._name_or_path or "random", hf_model=original.eval(), device="cpu"
+    return transformers.LlamaConfig(
+        vocab_size=shape.vocabulary,
+        hidden_size=shape.d_model,
+        intermediate_size=shape.d_mlp or 4 * shape.d_model,
+        num_hidden_layers=layers,
+        num_attention_heads=shape.heads,
+        num_key_value_heads=shape.key_value_heads,
+        max_position_embeddings=n_ctx,
     )
 
 
-def newest_backend() -> Callable[..., Any]:
-    """`hooked` where it exists, else `bridge`."""
-    return bridge if backend_class("HookedTransformer") is None else hooked
+@cache
+def tokenizer() -> transformers.PreTrainedTokenizerFast:
+    """One that knows next to nothing: the benchmarks speak in ids."""
+    words = {"<unk>": 0, "<|endoftext|>": 1}
+    core = tokenizers.Tokenizer(tokenizers.models.WordLevel(words, unk_token="<unk>"))
+    end = dict.fromkeys(("bos_token", "eos_token", "pad_token"), "<|endoftext|>")
+    return transformers.PreTrainedTokenizerFast(tokenizer_object=core, **end)
 
 
-def interleaved(candidates: Mapping[str, Callable[[], Any]], runs: int) -> dict[str, list[float]]:
-    """CPU seconds of every candidate, in turn, after one run of each that does not count."""
-    seconds: dict[str, list[float]] = {name: [] for name in candidates}
-    for run in range(runs + 1):
-        for name, call in candidates.items():
-            start = time.process_time()
-            call()
-            if run:
-                seconds[name].append(time.process_time() - start)
-    return seconds
+def setting(shape: Shape, backend: str, batch: int, length: int, layers: int | None = None) -> str:
+    """Model, backend, batch and length in words."""
+    depth = f", {layers} layers" if layers else ""
+    return f"{shape.title}{depth}, {BACKENDS[backend]}, B = {batch}, T = {length}"
 
 
-def ratios(seconds: Mapping[str, list[float]], against: str) -> dict[str, dict[str, float]]:
-    """Median time and, run by run, the ratio to one candidate: median, lowest and highest."""
-    found = {}
-    for name, times in seconds.items():
-        each = [t / base for t, base in zip(times, seconds[against], strict=True)]
-        found[name] = {
-            "seconds": statistics.median(times),
-            "ratio": statistics.median(each),
-            "low": min(each),
-            "high": max(each),
-        }
-    return found
+# ------------------------------------------------------------------------------------- machine
 
 
-def machine() -> dict[str, Any]:
+def machine(options: Options) -> dict[str, Any]:
     """Where and with what it ran."""
     libraries = ("torch", "transformer-lens", "transformers")
-    versions = {name: importlib.metadata.version(name) for name in libraries}
     return {
-        **hardware(),
         "date": time.strftime("%Y-%m-%d"),
-        "versions": {"lens_attr": la.__version__} | versions,
+        **hardware(torch.device(options.device)),
+        "clock": options.clock,
+        "dtype": "float32",
+        "python": platform.python_version(),
+        "versions": {"lens_attr": la.__version__}
+        | {name: importlib.metadata.version(name) for name in libraries},
     }
 
 
-def describe(found: Mapping[str, Any]) -> str:
-    """One line under the title of a results page."""
-    where = found["machine"]
-    versions = ", ".join(f"{name} {version}" for name, version in where["versions"].items())
-    return f"{where['date']}, {where['cpu']}, {where['threads']} thread(s), float32; {versions}."
-
-
-def write(name: str, found: Mapping[str, Any], page: str) -> None:
-    """``results/NAME.json`` and ``results/NAME.md``."""
-    RESULTS.mkdir(exist_ok=True)
-    (RESULTS / f"{name}.json").write_text(json.dumps(found, indent=1) + "\n")
-    (RESULTS / f"{name}.md").write_text(page)
-    print(page)
+@contextmanager
+def replaced(owner: Any, name: str, value: Any) -> Iterator[None]:
+    """Look inside a call: ``owner.name`` is another function meanwhile."""
+    before = getattr(owner, name)
+    setattr(owner, name, value)
+    try:
+        yield
+    finally:
+        setattr(owner, name, before)

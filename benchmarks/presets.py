@@ -1,153 +1,220 @@
 """Every preset beside plain gradient x input: backward alone, and end to end.
 
-    python benchmarks/presets.py                 # GPT-2-small shape and four Llama-1B layers
-    python benchmarks/presets.py --quick
-
-Random weights, since time does not depend on their values. Aims (medians): AttnLRP at most 1.00,
-GIM 1.05 at T = 128 and 1.15 at T = 512, LRP 0.90 and 0.80; end to end with logits at the explained
-position alone at most 0.80 of gradient x input with all logits, at GPT-2-small shape.
+``end to end`` is `la.attribute`, heads and flow recorded, on both sides of the comparison, and
+``backward`` the time that the same calls spend in autograd. ``backward, nothing recorded`` is the
+backward of the rules alone. Logits are computed at the explained position only, but for the
+gradient "as one writes it by hand", which unembeds every position.
 """
 
 from __future__ import annotations
 
-import argparse
-import time
-import warnings
-from collections.abc import Callable
+from collections import Counter
+from collections.abc import Callable, Iterator
 from contextlib import ExitStack
+from dataclasses import dataclass
 from functools import partial
 from typing import Any
 
 import torch
-from harness import (
-    GPT2_SMALL,
-    LLAMA_1B,
-    bridge,
-    describe,
-    interleaved,
-    machine,
-    newest_backend,
-    ratios,
-    write,
-)
+from torch.utils._python_dispatch import TorchDispatchMode
 
 import lens_attr as la
+from benchmarks.harness import (
+    GPT2,
+    LLAMA,
+    TARGET,
+    Options,
+    Row,
+    Shape,
+    build,
+    interleaved,
+    newest_backend,
+    replaced,
+    seconds_of,
+    setting,
+)
 from lens_attr.attribution.embeddings import InputEmbeddings
 from lens_attr.graph import resolve
 from lens_attr.rules import PRESETS, preset
 from lens_attr.rules.session import Session
 
 METHODS = {"gradient": "gradient_x_input"} | {name: name for name in PRESETS if name != "gradient"}
-TARGET = la.LogitDiff(5, 6)
+AIMED = ("gradient", "lrp", "attnlrp", "gim")
+GRADIENT, BY_HAND = "gradient x input", "gradient x input by hand, all logits"
+BY_HAND_AIM = 0.8
 
 
-def end_to_end(model: Any, ids: torch.Tensor, method: str) -> None:
-    la.attribute(model, ids, TARGET, method)
+def aim(method: str, length: int) -> float | None:
+    """Of a preset's time beside gradient x input."""
+    long = length >= 512
+    aims = {"attnlrp": 1.0, "gim": 1.15 if long else 1.05, "lrp": 0.8 if long else 0.9}
+    return aims.get(method)
 
 
-def all_logits(model: Any, ids: torch.Tensor) -> None:
-    """Gradient x input as one writes it by hand: every position is unembedded."""
+@dataclass(frozen=True)
+class Cell:
+    """One model and input."""
+
+    shape: Shape
+    backend: str
+    batch: int
+    length: int
+    runs: int
+    layers: int | None = None
+    methods: tuple[str, ...] = tuple(METHODS)
+
+    @property
+    def setting(self) -> str:
+        return setting(self.shape, self.backend, self.batch, self.length, self.layers)
+
+
+def cells(options: Options) -> list[Cell]:
+    """What is measured, small before large."""
+    newest = newest_backend()
+    quick = [Cell(GPT2, newest, 1, 128, 3, layers=2)]
+    gpt2 = [Cell(GPT2, newest, *sizes) for sizes in ((1, 128, 7), (1, 512, 5), (8, 128, 3))]
+    heavy = [Cell(GPT2, newest, 8, 512, 2, methods=AIMED)]
+    bridge = [Cell(GPT2, "bridge", *sizes) for sizes in ((1, 128, 5), (1, 512, 3))]
+    llama = [
+        Cell(LLAMA, newest, 1, 128, 5, 4),
+        Cell(LLAMA, newest, 1, 512, 3, 4),
+        Cell(LLAMA, newest, 8, 128, 2, 4, AIMED),
+        Cell(LLAMA, newest, 8, 512, 2, 4, AIMED),
+        Cell(LLAMA, newest, 1, 128, 3, methods=AIMED),
+    ]
+    if options.quick:
+        return quick
+    return gpt2 + heavy + (bridge if newest == "hooked" else []) + llama
+
+
+def rows(options: Options) -> Iterator[Row]:
+    """Every cell of `cells`; one model is kept for the cells that share it."""
+    model, built = None, None
+    for cell in cells(options):
+        kind = (cell.shape, cell.backend, cell.layers)
+        if kind != built:
+            model = None  # before the next one takes memory
+            model, built = build(options, *kind), kind
+        yield from _measured(model, cell, options)
+
+
+def _measured(model: Any, cell: Cell, options: Options) -> Iterator[Row]:
+    ids, runs = options.ids(cell.batch, cell.length), options.runs or cell.runs
+    backward: dict[str, list[float]] = {}
+    calls = {
+        name: partial(_end_to_end, model, ids, name, options, backward.setdefault(name, []))
+        for name in cell.methods
+    }
+    by_hand = cell.shape is GPT2
+    if by_hand:
+        calls[BY_HAND] = partial(seconds_of, options, partial(gradient_by_hand, model, ids))
+    small = cell.batch * cell.length <= 1024
+    whole = interleaved(calls, runs, warm_up=small)
+    backward = {name: times[-runs:] for name, times in backward.items()}
+    pure = _backward_alone(model, ids, cell, options, runs) if by_hand and cell.batch == 1 else {}
+    for name in cell.methods:
+        if pure:
+            yield _row(cell, name, "backward, nothing recorded", pure)
+        yield _row(cell, name, "backward", backward, aimed=not pure)
+        yield _row(cell, name, "end to end", whole)
+        if by_hand:
+            what = f"{name}: end to end"
+            yield Row(what, cell.setting, whole[name], "s", BY_HAND, whole[BY_HAND], BY_HAND_AIM)
+
+
+def _row(
+    cell: Cell, name: str, what: str, times: dict[str, list[float]], aimed: bool = True
+) -> Row:
+    against, base = (GRADIENT, times["gradient"]) if name != "gradient" else ("", [])
+    most = aim(name, cell.length) if aimed else None
+    return Row(f"{name}: {what}", cell.setting, times[name], "s", against, base, most)
+
+
+def _end_to_end(
+    model: Any, ids: torch.Tensor, name: str, options: Options, backward: list[float]
+) -> float:
+    """Seconds of a call; those it spends in autograd are added to ``backward``."""
+
+    def watched(*args: Any, **switches: Any) -> Any:
+        start = options.now()
+        gradient = real(*args, **switches)
+        backward.append(options.now() - start)
+        return gradient
+
+    real = torch.autograd.grad
+    with replaced(torch.autograd, "grad", watched):
+        return seconds_of(options, lambda: la.attribute(model, ids, TARGET, METHODS[name]))
+
+
+def gradient_by_hand(model: Any, ids: torch.Tensor) -> torch.Tensor:
+    """Gradient x input as one writes it by hand."""
     inputs = InputEmbeddings()
     with ExitStack() as stack:
         inputs.attach(resolve(model), stack)
         logits = model(ids)[:, -1]
         (grad,) = torch.autograd.grad((logits[:, 5] - logits[:, 6]).sum(), inputs.leaf)
-    (inputs.leaf.detach() * grad).sum(dim=-1)
+    return (inputs.leaf.detach() * grad).sum(dim=-1)
 
 
-def backward_seconds(model: Any, ids: torch.Tensor, name: str) -> float:
-    """CPU seconds of the backward pass alone."""
+def _backward_alone(
+    model: Any, ids: torch.Tensor, cell: Cell, options: Options, runs: int
+) -> dict[str, list[float]]:
+    calls = {
+        name: partial(backward_of, model, ids, name, partial(seconds_of, options))
+        for name in cell.methods
+    }
+    return interleaved(calls, runs)
+
+
+def backward_of(
+    model: Any, ids: torch.Tensor, name: str, measure: Callable[[Callable[[], Any]], Any]
+) -> Any:
+    """``measure`` the backward of a preset, lowered, with nothing recorded."""
     graph, inputs = resolve(model), InputEmbeddings()
-    position = torch.full((len(ids),), ids.shape[1] - 1)
-    with ExitStack() as stack:
+    position = torch.full((len(ids),), ids.shape[1] - 1, device=ids.device)
+    with torch.enable_grad(), ExitStack() as stack:
         inputs.attach(graph, stack)
         stack.enter_context(Session(graph, preset(name), strict=True, lowered=True))
         logits = graph.logits_at(ids, None, position)
         value = (logits[:, 5] - logits[:, 6]).sum()
-        start = time.process_time()
-        torch.autograd.grad(value, inputs.leaf)
-        return time.process_time() - start
+        return measure(lambda: torch.autograd.grad(value, inputs.leaf))
 
 
-def backward_alone(model: Any, ids: torch.Tensor, runs: int) -> dict[str, list[float]]:
-    seconds: dict[str, list[float]] = {name: [] for name in METHODS}
-    for run in range(runs + 1):
-        for name in METHODS:
-            taken = backward_seconds(model, ids, name)
-            if run:
-                seconds[name].append(taken)
-    return seconds
+# ------------------------------------------------------------------------------------ launches
 
 
-def cell(title: str, make: Callable[[], Any], batch: int, length: int, runs: int) -> dict[str, Any]:
-    torch.manual_seed(0)
-    model = make()
-    ids = torch.randint(0, 50_000, (batch, length))
-    calls: dict[str, Callable[[], Any]] = {
-        name: partial(end_to_end, model, ids, method) for name, method in METHODS.items()
-    }
-    calls["gradient, all logits"] = partial(all_logits, model, ids)
-    return {
-        "model": title,
-        "batch": batch,
-        "tokens": length,
-        "backward": ratios(backward_alone(model, ids, runs), "gradient"),
-        "end to end": ratios(interleaved(calls, runs), "gradient"),
-    }
+class Launches(TorchDispatchMode):
+    """Counts operations that start a kernel on a GPU; views start none."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.counts: Counter[str] = Counter()
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        if not func.is_view:
+            self.counts[func.overloadpacket.__name__] += 1
+        return func(*args, **(kwargs or {}))
 
 
-def page(found: dict[str, Any]) -> str:
-    lines = ["# Presets beside gradient x input", "", describe(found), ""]
-    lines += [
-        f"CPU time as a ratio to gradient x input on the same backend, median of {found['runs']} "
-        "interleaved runs (lowest to highest). The last column is gradient x input with logits at "
-        "every position.",
-        "",
-    ]
-    names = [*METHODS, "gradient, all logits"]
-    for what in ("backward", "end to end"):
-        lines += [f"## {what.capitalize()}", "", f"| model | B | T | {' | '.join(names)} |"]
-        lines += ["|---|---:|---:|" + "---:|" * len(names)]
-        for row in found["cells"]:
-            cells = [_shown(row[what].get(name)) for name in names]
-            head = f"| {row['model']} | {row['batch']} | {row['tokens']} |"
-            lines.append(f"{head} {' | '.join(cells)} |")
-        lines.append("")
-    return "\n".join(lines)
+def launches(model: Any, ids: torch.Tensor, name: str) -> int:
+    """Operations in the backward of a preset."""
+
+    def counted(call: Callable[[], Any]) -> int:
+        with Launches() as run:
+            call()
+        return sum(run.counts.values())
+
+    return backward_of(model, ids, name, counted)
 
 
-def _shown(entry: dict[str, float] | None) -> str:
-    if entry is None:
-        return ""
-    return f"{entry['ratio']:.2f} ({entry['low']:.2f} to {entry['high']:.2f})"
-
-
-def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--runs", type=int, default=5)
-    parser.add_argument("--threads", type=int, default=1)
-    parser.add_argument("--quick", action="store_true", help="GPT-2-small shape, batch 1, T = 128")
-    parser.add_argument("--full-depth", action="store_true", help="also the whole Llama-1B shape")
-    options = parser.parse_args()
-    torch.set_num_threads(options.threads)
-    warnings.simplefilter("ignore")
-    newest = newest_backend()
-    gpt2 = ("GPT-2 small", partial(newest, GPT2_SMALL))
-    on_bridge = ("GPT-2 small, Bridge", partial(bridge, GPT2_SMALL))
-    llama = ("Llama-1B, 4 layers", partial(newest, LLAMA_1B, 4))
-    plan = [(*gpt2, 1, 128)]
-    if not options.quick:
-        plan += [(*gpt2, 1, 512), (*gpt2, 8, 128), (*on_bridge, 1, 128), (*on_bridge, 1, 512)]
-        plan += [(*llama, 1, 128), (*llama, 1, 512)]
-    if options.full_depth:
-        plan += [("Llama-1B", partial(newest, LLAMA_1B), 1, 128)]
-    cells = []
-    for title, make, batch, length in plan:
-        cells.append(cell(title, make, batch, length, options.runs))
-        print(f"{title}, batch {batch}, T = {length}: done", flush=True)
-    found = {"machine": machine(), "runs": options.runs, "cells": cells}
-    write("presets", found, page(found))
-
-
-if __name__ == "__main__":
-    main()
+def launch_rows(options: Options) -> Iterator[Row]:
+    """What rules add to or take from the work list of a GPU; the same on every machine."""
+    for shape in (GPT2, LLAMA):
+        for backend in dict.fromkeys((newest_backend(), "bridge")):
+            small = Shape(shape.title, 2, 256, 4, 1000, shape.key_value_heads and 2, 512)
+            model, ids = build(options, small, backend), options.ids(1, 16)
+            counts = {name: [float(launches(model, ids, name))] for name in METHODS}
+            for name in METHODS:
+                against, base = (GRADIENT, counts["gradient"]) if name != "gradient" else ("", [])
+                where = f"{shape.title}, 2 layers, {backend}"
+                yield Row(f"{name}: backward", where, counts[name], "operations", against, base)

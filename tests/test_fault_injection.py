@@ -19,6 +19,7 @@ from transformers import PreTrainedModel
 import lens_attr as la
 from lens_attr.attribution.recording import Probe
 from lens_attr.graph import points
+from lens_attr.graph.segments import Segments
 from lens_attr.rules.session import PointHook
 
 PRESETS = ["gradient_x_input", "lrp", "attnlrp", "gim", "relp"]
@@ -50,6 +51,9 @@ ENTRANCES = [
     (PointHook, "__call__"),
     (PointHook, "stop"),
     (Probe, "read_gradient"),
+    (Segments, "_enter"),
+    (Segments, "_leave"),
+    (Segments, "gradient"),
 ]
 """Where a forward or a backward enters our code: hooks, and the nodes of the lowered form."""
 
@@ -62,7 +66,8 @@ def failing_at(firing: int, error: type[BaseException]) -> Iterator[list[str]]:
 
     def watched(original: Any) -> Any:
         def call(self: Any, *args: Any, **options: Any) -> Any:
-            fired.append(f"{self.point.name} {getattr(self, 'direction', 'bwd')}")
+            place = self.point.name if hasattr(self, "point") else original.__qualname__
+            fired.append(f"{place} {getattr(self, 'direction', 'bwd')}")
             if len(fired) == firing:
                 raise error
             return original(self, *args, **options)
@@ -93,17 +98,28 @@ def around(model: Any) -> list[Any]:
     ]
 
 
-@pytest.mark.parametrize("record", [(), ("residual",)], ids=["lowered", "backward hooks"])
-@pytest.mark.parametrize("case", CASES, ids="-".join)
-def test_a_fault_at_any_firing_leaves_no_trace(
-    case: tuple[str, str, str], record: tuple[str, ...]
-) -> None:
+OPTIONS: dict[str, dict[str, Any]] = {
+    "lowered": {},
+    "backward hooks": {"record": ["residual"]},
+    "checkpoint": {"checkpoint": True},
+}
+WAYS = [
+    (case, way)
+    for case in CASES
+    for way in OPTIONS
+    if way != "checkpoint" or case[2] == "attnlrp"  # its hooks do not depend on the preset
+]
+
+
+@pytest.mark.parametrize(("case", "way"), WAYS, ids=tiny.case_id)
+def test_a_fault_at_any_firing_leaves_no_trace(case: tuple[str, str, str], way: str) -> None:
     family, backend, preset = case
+    options = OPTIONS[way]
     model = tiny.fresh(family, backend, edit=first_block_only)
     text = small.text(family, "w5 w9 w12")
 
     def call() -> la.Relevance:
-        return la.attribute(model, text, la.LogitDiff(" w6", " w8"), preset, record=record)
+        return la.attribute(model, text, la.LogitDiff(" w6", " w8"), preset, **options)
 
     with small.untyped():
         call()  # the Bridge adds permanent hooks of its own at first use

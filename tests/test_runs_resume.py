@@ -11,6 +11,7 @@ import shutil
 import signal
 import subprocess
 import sys
+import tempfile
 import threading
 import time
 from collections.abc import Callable, Iterator
@@ -22,31 +23,62 @@ from typing import Any
 import dataset
 import pytest
 import small
+import tiny
 import torch
+from typer.testing import CliRunner
 
 import lens_attr as la
-from lens_attr.runs import manifest, ranks
+from lens_attr.cli import app
+from lens_attr.runs import manifest, ranks, start
 from lens_attr.runs.executors import local
 
 
+@cache
+def finished() -> Path:
+    """The output of a run that nothing disturbed; tests copy it."""
+    folder = Path(tempfile.mkdtemp(dir=tiny._root()))
+    assert dataset.run(job_in(folder)).exit_code == 0
+    return folder / "out"
+
+
 @pytest.fixture(scope="module")
-def whole(tmp_path_factory: pytest.TempPathFactory) -> dict[str, bytes]:
-    """What a run leaves behind that nothing disturbed."""
-    job = job_in(tmp_path_factory.mktemp("whole"))
-    assert dataset.run(job).exit_code == 0
-    return dataset.contents(job["out"])
+def whole() -> dict[str, bytes]:
+    """What such a run leaves behind."""
+    return dataset.contents(finished())
 
 
 @cache
 def data() -> Path:
     """One file for all tests: its path is part of the job."""
-    import tiny
-
     return dataset.write(tiny._root() / "samples.jsonl", dataset.samples())
 
 
 def job_in(folder: Path, **fields: Any) -> dict[str, Any]:
     return dataset.job(folder, data=str(data()), **fields)
+
+
+def started(folder: Path) -> dict[str, Any]:
+    """A job that has been run."""
+    job = job_in(folder)
+    shutil.copytree(finished(), job["out"])
+    return job
+
+
+@contextmanager
+def other_data(rows: list[Any]) -> Iterator[None]:
+    """The data file with other rows."""
+    before = data().read_bytes()
+    dataset.write(data(), rows)
+    try:
+        yield
+    finally:
+        data().write_bytes(before)
+
+
+@pytest.fixture
+def without_planner(monkeypatch: pytest.MonkeyPatch) -> None:
+    """No batches are measured before a run: for tests that start many."""
+    monkeypatch.setattr(start, "measure", lambda model, graph, job: None)
 
 
 # --------------------------------------------------------------------------------------- killed
@@ -76,10 +108,10 @@ def dying(job: dict[str, Any], call: int) -> Callable[[], None]:
     return function
 
 
-@pytest.mark.slow
+@pytest.mark.usefixtures("without_planner")
 def test_killed_before_every_write_it_resumes(tmp_path: Path) -> None:
     dataset.model()
-    job = dataset.job(tmp_path, dataset.samples(16), rows_per_shard=8)
+    job = dataset.job(tmp_path, dataset.samples(4), rows_per_shard=2)
     dataset.run(job)
     whole, deaths = dataset.contents(job["out"]), 0
     for call in itertools.count(1):
@@ -113,17 +145,14 @@ def test_killed_again_and_again_it_comes_to_its_end(
 
 
 def test_a_finished_run_computes_nothing_again(tmp_path: Path, whole: dict[str, bytes]) -> None:
-    job = job_in(tmp_path)
-    assert dataset.run(job).computed == 40
-    report = dataset.run(job)
+    report = dataset.run(job := started(tmp_path))
     assert (report.rows, report.computed, report.complete) == (40, 0, True)
     assert dataset.contents(job["out"]) == whole
 
 
 @pytest.mark.parametrize("spoil", ["cut", "bit", "gone"])
 def test_a_damaged_shard_is_done_again(tmp_path: Path, whole: dict[str, bytes], spoil: str) -> None:
-    job = job_in(tmp_path)
-    dataset.run(job)
+    job = started(tmp_path)
     file = Path(job["out"]) / "shards" / "000001.parquet"
     content = file.read_bytes()
     if spoil == "gone":
@@ -138,7 +167,10 @@ def test_a_damaged_shard_is_done_again(tmp_path: Path, whole: dict[str, bytes], 
 
 @pytest.mark.slow
 def test_the_command_killed_and_given_again(tmp_path: Path, whole: dict[str, bytes]) -> None:
-    """As a user would: a process of its own, SIGKILL while shards appear, the same command."""
+    """As a user would: a process of its own, SIGKILL while shards appear, the same command.
+
+    The second time in this process, which has everything imported.
+    """
     job = tmp_path / "job.yaml"
     out = tmp_path / "out"
     fields = job_in(tmp_path)
@@ -149,18 +181,12 @@ def test_the_command_killed_and_given_again(tmp_path: Path, whole: dict[str, byt
         time.sleep(0.002)
     process.kill()
     assert process.wait() == -signal.SIGKILL
-    done = subprocess.run(command, capture_output=True, text=True, timeout=300)
-    assert done.returncode == 0, done.stderr
+    done = CliRunner().invoke(app, command[3:])
+    assert done.exit_code == 0, done.output
     assert dataset.contents(out) == whole
 
 
 # --------------------------------------------------------------------------------------- changed
-
-
-def started(folder: Path, **fields: Any) -> dict[str, Any]:
-    job = dataset.job(folder, **fields)
-    dataset.run(job)
-    return job
 
 
 @pytest.mark.parametrize(
@@ -201,14 +227,15 @@ def test_a_changed_input_is_refused(
     tmp_path: Path, edit: Callable[[list[Any]], list[Any]], message: str
 ) -> None:
     job = started(tmp_path)
-    dataset.write(tmp_path / "data.jsonl", edit(dataset.samples()))
-    with pytest.raises(la.InputError, match=message):
+    rows = edit(dataset.samples())
+    with other_data(rows), pytest.raises(la.InputError, match=message.replace("data", "samples")):
         dataset.run(job)
 
 
 def test_a_full_last_shard_may_not_be_followed_by_more(tmp_path: Path) -> None:
     rows = dataset.samples(33)
-    job = started(tmp_path, rows=rows[:32])
+    job = dataset.job(tmp_path, rows[:32])
+    dataset.run(job)
     dataset.write(tmp_path / "data.jsonl", rows)
     with pytest.raises(la.InputError, match=r"data\.jsonl:33 is new"):
         dataset.run(job)
@@ -333,9 +360,9 @@ def test_a_worker_that_cannot_load_the_model_says_why(tmp_path: Path) -> None:
     """The model disappears between planning and working."""
     copy = tmp_path / "model"
     shutil.copytree(la.demo.DEMO_MODELS["demo-gpt2"], copy)
-    job = started(tmp_path, model=str(copy))
-    for record in Path(job["out"]).glob("shards/*.json"):
-        record.unlink()
+    job = job_in(tmp_path, model=str(copy))
+    dataset.run(job)
+    (Path(job["out"]) / "shards" / "000001.json").unlink()
     (copy / "config.json").unlink()
     with small.untyped(), pytest.raises(la.InputError, match=r"config\.json"):
         la.run(job | {"workers": 2}, progress=False)

@@ -137,6 +137,12 @@ class Recorder:
     def __exit__(self, *error: object) -> None:
         self._stack.close()
 
+    def block_done(self, layer: int) -> None:
+        """Let go of the activations of a block whose graph is gone."""
+        for probe in self._probes.values():
+            if probe.point.layer == layer:
+                probe.activation = None
+
     def get(self, point: Point, key: str) -> Tensor:
         """What was recorded.
 

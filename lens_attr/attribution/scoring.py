@@ -8,6 +8,7 @@ from torch import Tensor
 
 from lens_attr.errors import InputError, NonFiniteError
 from lens_attr.graph import ModelGraph
+from lens_attr.graph.segments import Segments
 from lens_attr.graph.tokens import TokenBatch
 from lens_attr.targets import Resolved
 
@@ -36,14 +37,23 @@ def target_value(
     return value, logits.detach()
 
 
-def gradient_of(value: Float[Tensor, " batch"], leaf: Tensor) -> Tensor:
+def gradient_of(
+    value: Float[Tensor, " batch"], leaf: Tensor, segments: Segments | None = None
+) -> Tensor:
     """d value / d leaf, leaving every parameter's ``.grad`` alone.
+
+    Args:
+        value: what is differentiated, summed over the batch.
+        leaf: where the gradient is read.
+        segments: the forward of ``value`` in segments, if it was cut.
 
     Raises:
         InputError: the value does not depend on the logits.
     """
     if not value.requires_grad:
         raise InputError("the target does not depend on the logits, so there is no gradient.")
+    if segments is not None:
+        return segments.gradient(value.sum(), leaf)
     return torch.autograd.grad(value.sum(), leaf)[0]
 
 

@@ -71,7 +71,16 @@ class Tape:
         return self._values[point.name]
 
     def grad(self, point: Point) -> Tensor:
-        """The gradient leaving ``point``, after the rules placed on it."""
+        """The gradient leaving ``point``, after the rules placed on it.
+
+        Raises:
+            RuleNotAppliedError: it was not kept.
+        """
+        if point.name not in self._grads:
+            raise RuleNotAppliedError(
+                f"the gradient at {point.name} was not kept: name the point among the `grads` of "
+                "the Placement that reads it; it must come later in the forward."
+            )
         return self._grads[point.name]
 
     def record_value(self, point: Point, activation: Tensor) -> None:
@@ -87,6 +96,12 @@ class Tape:
     def record_grad(self, point: Point, grad: Tensor) -> None:
         """Keep the gradient leaving a point."""
         self._grads[point.name] = grad
+
+    def forget(self, names: Iterable[str]) -> None:
+        """Let go of the tensors of some points."""
+        for name in names:
+            for kept in (self._values, self._grads, self._waiting):
+                kept.pop(name, None)
 
     def clear(self) -> None:
         """Let go of every tensor: a session and its hooks refer to each other, and to this."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from contextlib import ExitStack
 from functools import partial
 from threading import get_ident
@@ -36,6 +37,7 @@ class PointHook:
         self.tape = tape
         self.session = session
         self.fired = 0
+        self.is_read = False
 
     def __call__(self, grad: Tensor) -> Tensor | None:
         if self.session is not None:
@@ -48,7 +50,8 @@ class PointHook:
             result = placement.transform(result, self.tape)
             _refuse_no_gradient(rule, self.point, result, grad)
         result = result.to(grad.dtype)
-        self.tape.record_grad(self.point, result)
+        if self.is_read:
+            self.tape.record_grad(self.point, result)
         for _, placement in self.placed:
             for source in placement.values:
                 self.tape.backward_done(source)
@@ -96,8 +99,13 @@ def point_hooks(
         for _, placement in placed:
             values |= {point.name: point for point in placement.values}
             for point in placement.grads:
-                hooks.setdefault(point.name, PointHook(point, [], tape, session))
+                hook = hooks.setdefault(point.name, PointHook(point, [], tape, session))
+                hook.is_read = True
     return list(hooks.values()), list(values.values())
+
+
+def _depth(point: Point) -> int:
+    return -1 if point.layer is None else point.layer
 
 
 class Session:
@@ -119,6 +127,7 @@ class Session:
         self.closed = False
         self.thread = get_ident()
         self.hooks: list[PointHook] = []
+        self._tape = Tape()
         self._forward_ran = False
         self._was_suspended = False
         self._silenced_by: set[int] = set()
@@ -130,11 +139,11 @@ class Session:
             raise InputError("this context is entered already: make another with rules.on(model).")
         self.closed, self._forward_ran, self._was_suspended = False, False, False
         self.thread = get_ident()
-        tape = Tape()
-        self._stack.callback(tape.clear)
-        self.hooks, values = point_hooks(self.graph, self.rules, tape, self)
+        self._tape = Tape()
+        self._stack.callback(self._tape.clear)
+        self.hooks, values = point_hooks(self.graph, self.rules, self._tape, self)
         try:
-            self._install(tape, values)
+            self._install(values)
         except BaseException:
             self._stack.close()
             raise
@@ -186,6 +195,32 @@ class Session:
         if acted and never:
             self._raise_silent(never)
 
+    def refuse_upward_reads(self) -> None:
+        """Block by block, a rule finds what its own block and those above it computed.
+
+        Raises:
+            InputError: naming the rule that reads a value of another part of the model.
+        """
+        for hook, rule, source in self._reads():
+            if source.layer is not None and not 0 <= _depth(hook.point) <= source.layer:
+                raise InputError(
+                    f"{rule.name} at {hook.point.name} reads {source.name}, which is not computed "
+                    "again until later when blocks are checkpointed. Use checkpoint=False."
+                )
+
+    def block_done(self, layer: int) -> None:
+        """Let go of what no rule below block ``layer`` reads of it."""
+        read = {True: set[str](), False: set[str]()}
+        for hook, _, source in self._reads():
+            read[_depth(hook.point) < layer].add(source.name)
+        self._tape.forget(read[False] - read[True])
+
+    def _reads(self) -> Iterator[tuple[PointHook, Rule, Point]]:
+        for hook in self.hooks:
+            for rule, placement in hook.placed:
+                for source in (*placement.values, *placement.grads):
+                    yield hook, rule, source
+
     def refuse_if_closed(self, point: Point) -> None:
         """A graph built inside the context must be differentiated inside it."""
         if self.closed:
@@ -204,7 +239,7 @@ class Session:
             "outside the autograd graph: run la.check(model, rules)."
         )
 
-    def _install(self, tape: Tape, values: list[Point]) -> None:
+    def _install(self, values: list[Point]) -> None:
         self._stack.callback(self._left)
         self._entered = True
         self._suspend_outer()
@@ -215,16 +250,16 @@ class Session:
             for hook in self.hooks:
                 hook.point.on_backward(hook, self._stack)
         for point in values:
-            point.on_forward(partial(self._record, tape, point), self._stack)
+            point.on_forward(partial(self._record, point), self._stack)
         if not self.strict:
             self._watch_forwards()
 
     def _left(self) -> None:
         self._entered = False
 
-    def _record(self, tape: Tape, point: Point, activation: Tensor) -> None:
+    def _record(self, point: Point, activation: Tensor) -> None:
         if not self.suspended:
-            tape.record_value(point, activation)
+            self._tape.record_value(point, activation)
 
     def _suspend_outer(self) -> None:
         """The innermost context counts: silence the sessions already installed here."""

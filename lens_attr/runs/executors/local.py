@@ -10,6 +10,7 @@ from collections.abc import Iterable
 from contextlib import redirect_stdout
 from dataclasses import dataclass
 from multiprocessing.connection import Connection, wait
+from multiprocessing.process import BaseProcess
 from typing import Any
 
 import torch
@@ -80,14 +81,14 @@ class _Queue:
 
 @dataclass
 class _Member:
-    """One worker process, started anew when it dies."""
+    """One worker process, started when there is work for it, and anew when it dies."""
 
     setup: Setup
     number: int
 
     def __post_init__(self) -> None:
         self.work: Work | None = None
-        self._start()
+        self.process: BaseProcess | None = None
 
     def _start(self) -> None:
         context = mp.get_context("spawn")
@@ -106,6 +107,8 @@ class _Member:
         self.work = work
         if work is None:
             return
+        if self.process is None:
+            self._start()
         try:
             self.pipe.send(work)
         except OSError:
@@ -128,17 +131,19 @@ class _Member:
         return self.work, said
 
     def died(self) -> Work:
-        """Start a new process; returns what the old one left undone."""
+        """Clear up after the process; returns what it left undone."""
         assert self.work is not None
         self.stop()
-        self._start()
         return self.work
 
     def stop(self) -> None:
         """End the process, whatever it does."""
+        if self.process is None:
+            return
         self.pipe.close()
         self.process.kill()
         self.process.join()
+        self.process = None
 
 
 def _main(pipe: Connection, setup: Setup) -> None:

@@ -1,0 +1,1 @@
+"""Time and memory of lens_attr: ``python -m benchmarks``."""
