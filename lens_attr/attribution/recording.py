@@ -137,6 +137,11 @@ class Recorder:
     def __exit__(self, *error: object) -> None:
         self._stack.close()
 
+    def clear(self) -> None:
+        """Forget what was recorded, before another backward of the same forward."""
+        for probe in self._probes.values():
+            probe.results.clear()
+
     def get(self, point: Point, key: str) -> Tensor:
         """What was recorded.
 
