@@ -170,6 +170,10 @@ class AIEG(PerturbationExplainer):
         """The parts have positions."""
         return True
 
+    def forwards(self, graph: ModelGraph, batch: TokenBatch, targets: Sequence[Resolved]) -> int:
+        """See `Explainer.forwards`."""
+        return 1 + self.calls(self.steps, batch, targets) + self.calls(1, batch, targets)
+
     def explain_many(
         self, graph: ModelGraph, batch: TokenBatch, targets: Sequence[Resolved]
     ) -> list[Explained]:

@@ -19,6 +19,7 @@ from lens_attr.attribution.mixing import (
 )
 from lens_attr.attribution.scoring import (
     Scored,
+    by_position,
     labels_of,
     refuse_non_finite,
     target_values,
@@ -83,6 +84,10 @@ class Alti(MixingExplainer):
     def explain(self, graph: ModelGraph, batch: TokenBatch, target: Resolved) -> Explained:
         """See `Explainer.explain`."""
         return self.explain_many(graph, batch, [target])[0]
+
+    def forwards(self, graph: ModelGraph, batch: TokenBatch, targets: Sequence[Resolved]) -> int:
+        """See `Explainer.forwards`."""
+        return len(by_position(targets))
 
     def explain_many(
         self, graph: ModelGraph, batch: TokenBatch, targets: Sequence[Resolved]

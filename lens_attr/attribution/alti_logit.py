@@ -23,6 +23,7 @@ from lens_attr.attribution.mixing import (
     seen_positions,
 )
 from lens_attr.attribution.scoring import (
+    by_position,
     gradient_of,
     labels_of,
     refuse_non_finite,
@@ -105,6 +106,10 @@ class AltiLogit(MixingExplainer):
             UnsupportedModelError: the terms do not sum to the target.
         """
         return self.explain_many(graph, batch, [target])[0]
+
+    def forwards(self, graph: ModelGraph, batch: TokenBatch, targets: Sequence[Resolved]) -> int:
+        """See `Explainer.forwards`."""
+        return len(by_position(targets))
 
     def explain_many(
         self, graph: ModelGraph, batch: TokenBatch, targets: Sequence[Resolved]

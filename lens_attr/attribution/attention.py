@@ -14,7 +14,12 @@ from lens_attr.attribution.alti import rolled_out, target_free
 from lens_attr.attribution.explainer import Explained, Explainer
 from lens_attr.attribution.layers import Activations, visiting_blocks
 from lens_attr.attribution.mixing import row_normalised, seen_positions, square
-from lens_attr.attribution.scoring import labels_of, target_values, with_shared_position
+from lens_attr.attribution.scoring import (
+    by_position,
+    labels_of,
+    target_values,
+    with_shared_position,
+)
 from lens_attr.errors import InputError, UnsupportedModelError
 from lens_attr.graph import ModelGraph
 from lens_attr.graph.tokens import TokenBatch, token_string
@@ -156,6 +161,10 @@ class AttentionRollout(AttentionExplainer):
     def explain(self, graph: ModelGraph, batch: TokenBatch, target: Resolved) -> Explained:
         """See `Explainer.explain`."""
         return self.explain_many(graph, batch, [target])[0]
+
+    def forwards(self, graph: ModelGraph, batch: TokenBatch, targets: Sequence[Resolved]) -> int:
+        """See `Explainer.forwards`."""
+        return len(by_position(targets))
 
     def explain_many(
         self, graph: ModelGraph, batch: TokenBatch, targets: Sequence[Resolved]

@@ -4,13 +4,12 @@ from __future__ import annotations
 
 import importlib.metadata
 import warnings
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import torch
 from jaxtyping import Bool, Int
-from rich.console import Console
-from rich.progress import track
 from torch import Tensor
 
 from lens_attr._version import __version__
@@ -19,11 +18,19 @@ from lens_attr.attribution.embeddings import Baseline, Embeddings
 from lens_attr.attribution.explainer import Explained, Explainer
 from lens_attr.attribution.gradients import OWN_OPTIONS, GradientTimesInput
 from lens_attr.attribution.many_targets import resolve_targets, target_ids, text_major
+from lens_attr.attribution.progress import watched
 from lens_attr.attribution.registry import method as method_named
 from lens_attr.attribution.relevance import Relevance
 from lens_attr.errors import InputError, Notice, UnsupportedModelError
 from lens_attr.graph import ModelGraph, resolve
-from lens_attr.graph.tokens import Text, TokenBatch, str_tokens, tokenize, unknown_words
+from lens_attr.graph.tokens import (
+    Text,
+    TokenBatch,
+    special_tokens,
+    str_tokens,
+    tokenize,
+    unknown_words,
+)
 from lens_attr.rules import RuleSet
 from lens_attr.targets import Resolved, Target
 
@@ -69,9 +76,10 @@ def attribute(
             d_model].
         record: more places to read activation x gradient: roles (``"pattern"``, ``"neurons"``,
             ``"residual"``, ...), hook names, or globs.
-        batch_size: explain this many examples at a time, with a progress bar.
+        batch_size: explain this many texts at a time.
         attention_mask: for token ids with padding; True or 1 where a token is real.
-        progress: show the bar or not; default: where there is more than one batch.
+        progress: show a progress bar on stderr or not; default: on a terminal or in a notebook,
+            if it takes longer than two seconds.
         options: of the method, e.g. ``temperature=3.0`` for ``"gim"``, ``steps=50`` for
             ``"integrated_gradients"``.
 
@@ -97,8 +105,12 @@ def attribute(
     batch, targets = resolve_targets(graph, tokenize(graph, text, attention_mask), target)
     explainer.refuse(graph, batch)
     keep_width = explainer.keep_width or any(one.full is not None for one in targets)
-    rows = _row_groups(len(batch), batch_size, progress)
-    parts = [_explain_rows(graph, batch, targets, explainer, index, keep_width) for index in rows]
+    groups = [
+        _Rows.of(batch, targets, explainer, index, keep_width)
+        for index in _row_groups(len(batch), batch_size)
+    ]
+    with watched(graph, sum(group.forwards(graph) for group in groups), progress):
+        parts = [group.explain(graph, batch.token_ids.shape[1]) for group in groups]
     metadata = _metadata(graph, explainer, parts[0]) | {"target_ids": target_ids(targets)}
     notices = _notices(graph, batch, targets, explainer, parts)
     for notice in notices:
@@ -182,32 +194,45 @@ def _notices(
     return list(dict.fromkeys(found))
 
 
-def _row_groups(n: int, size: int | None, progress: bool | None) -> Iterator[list[int]]:
-    """Indices of ``n`` rows, ``size`` at a time, with a progress bar where there are several."""
-    starts: Iterable[int] = range(0, n, size or n)
-    if progress or (progress is None and size is not None and n > size):
-        starts = track(list(starts), "explaining", console=Console(stderr=True), transient=True)
-    for start in starts:
-        yield list(range(start, min(start + (size or n), n)))
+def _row_groups(n: int, size: int | None) -> list[list[int]]:
+    """Indices of ``n`` rows, ``size`` at a time."""
+    return [list(range(i, min(i + (size or n), n))) for i in range(0, n, size or n)]
 
 
-def _explain_rows(
-    graph: ModelGraph,
-    batch: TokenBatch,
-    targets: Sequence[Resolved],
-    explainer: Explainer,
-    index: list[int],
-    keep_width: bool,
-) -> Explained:
-    """Explain some rows, without the columns that are padding in all of them."""
-    mask = batch.attention_mask[index]
-    used = torch.ones_like(mask[0]) if keep_width else mask.any(dim=0)
-    columns = used.nonzero().flatten()
-    aimed = [target.rows(index) for target in targets]
-    aimed = [target.at(torch.searchsorted(columns, target.position)) for target in aimed]
-    some, explainer = batch.rows(index, columns), explainer.rows(index, len(batch))
-    part = text_major(explainer.explain_many(graph, some, aimed))
-    return _widen(part, columns, batch.token_ids.shape[1])
+@dataclass(frozen=True)
+class _Rows:
+    """Rows that are explained together, without the columns that are padding in all of them."""
+
+    batch: TokenBatch
+    targets: list[Resolved]
+    explainer: Explainer
+    columns: Int[Tensor, " columns"]
+
+    @staticmethod
+    def of(
+        batch: TokenBatch,
+        targets: Sequence[Resolved],
+        explainer: Explainer,
+        index: list[int],
+        keep_width: bool,
+    ) -> _Rows:
+        """Some rows of the whole batch."""
+        mask = batch.attention_mask[index]
+        used = torch.ones_like(mask[0]) if keep_width else mask.any(dim=0)
+        columns = used.nonzero().flatten()
+        aimed = [target.rows(index) for target in targets]
+        aimed = [target.at(torch.searchsorted(columns, target.position)) for target in aimed]
+        own = explainer.rows(index, len(batch))
+        return _Rows(batch.rows(index, columns), aimed, own, columns)
+
+    def forwards(self, graph: ModelGraph) -> int:
+        """How many they take."""
+        return self.explainer.forwards(graph, self.batch, self.targets)
+
+    def explain(self, graph: ModelGraph, width: int) -> Explained:
+        """All targets, with the columns back where they were in the whole batch."""
+        part = text_major(self.explainer.explain_many(graph, self.batch, self.targets))
+        return _widen(part, self.columns, width)
 
 
 def _widen(part: Explained, columns: Int[Tensor, " columns"], width: int) -> Explained:
@@ -261,6 +286,7 @@ def _assemble(
         flow=_join_each([part.flow for part in parts]),
         extra=_join_each([part.extra for part in parts]),
         metadata=metadata,
+        special=special_tokens(graph, batch).cpu(),
     )
 
 

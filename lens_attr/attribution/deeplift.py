@@ -128,8 +128,8 @@ class DeepLift(EmbeddingExplainer):
         session = Session(graph, self.rules, strict=True)
         reading = Reading(graph, requests, recorder, session)
         inputs = InputEmbeddings()
-        pair = batch.rows([*range(len(batch))] * 2)
-        aimed = [target.at(target.position.repeat(2)) for target in targets]
+        twice = [*range(len(batch))] * 2
+        pair, aimed = batch.rows(twice), [target.rows(twice) for target in targets]
         baseline = baseline_embedding(graph, self.baseline)
         with torch.enable_grad(), ExitStack() as stack:
             _put_baseline(graph, baseline, self.embeddings, stack)

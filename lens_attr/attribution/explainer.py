@@ -70,6 +70,10 @@ class Explainer(ABC):
         """
         return [self.explain(graph, batch, target) for target in targets]
 
+    def forwards(self, graph: ModelGraph, batch: TokenBatch, targets: Sequence[Resolved]) -> int:
+        """How many forwards `explain_many` takes, for the progress bar."""
+        return 1
+
     def refuse(self, graph: ModelGraph, batch: TokenBatch) -> None:  # noqa: B027
         """Raise where this method is not defined for a model, or an option not for the input.
 

@@ -78,6 +78,10 @@ class IntegratedGradients(PerturbationExplainer):
         super().__post_init__()
         nodes(self.quadrature, self.steps)
 
+    def forwards(self, graph: ModelGraph, batch: TokenBatch, targets: Sequence[Resolved]) -> int:
+        """See `Explainer.forwards`."""
+        return 1 + self.calls(self.steps, batch, targets) + self.calls(1, batch, targets)
+
     def explain_many(
         self, graph: ModelGraph, batch: TokenBatch, targets: Sequence[Resolved]
     ) -> list[Explained]:
@@ -293,6 +297,10 @@ class GradientShap(PerturbationExplainer):
 
     def _baselines(self) -> list[Baseline]:
         return [self.baseline] if self.baselines is None else list(self.baselines)
+
+    def forwards(self, graph: ModelGraph, batch: TokenBatch, targets: Sequence[Resolved]) -> int:
+        """See `Explainer.forwards`."""
+        return 1 + self.calls(self.n_samples, batch, targets)
 
     def explain_many(
         self, graph: ModelGraph, batch: TokenBatch, targets: Sequence[Resolved]

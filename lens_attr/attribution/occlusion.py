@@ -19,6 +19,7 @@ from lens_attr.attribution.perturbation import (
     read_inputs,
 )
 from lens_attr.attribution.scoring import (
+    by_position,
     refuse_non_finite,
     target_values,
     with_shared_position,
@@ -71,6 +72,16 @@ class Occlusion(PerturbationExplainer):
                 f"special_tokens must be 'keep' or 'occlude', got {self.special_tokens!r}."
             )
 
+    def forwards(self, graph: ModelGraph, batch: TokenBatch, targets: Sequence[Resolved]) -> int:
+        """See `Explainer.forwards`."""
+        size, found = self.rows_per_call(batch, targets), 0
+        for group in by_position(targets):
+            some = [targets[k] for k in group]
+            occludable = self._occludable(graph, batch, some[0])
+            rows = Windows.of(occludable, self.window).rows(_whole_batch(some))
+            found += 1 + -(-len(rows) // size)
+        return found
+
     def explain_many(
         self, graph: ModelGraph, batch: TokenBatch, targets: Sequence[Resolved]
     ) -> list[Explained]:
@@ -80,11 +91,10 @@ class Occlusion(PerturbationExplainer):
     def _at_one_position(
         self, graph: ModelGraph, batch: TokenBatch, targets: Sequence[Resolved]
     ) -> list[Explained]:
-        removes = isinstance(self.baseline, str) and self.baseline == REMOVE
-        baseline = None if removes else self.baseline
+        baseline = None if self._removes else self.baseline
         inputs = read_inputs(graph, batch, targets, self.embeddings, baseline)
-        occludable = self._occludable(graph, batch, targets[0], removes)
-        if removes:
+        occludable = self._occludable(graph, batch, targets[0])
+        if self._removes:
             run = _removing(graph, batch, inputs.targets)
         else:
             run = self._replacing(graph, batch, inputs)
@@ -96,13 +106,17 @@ class Occlusion(PerturbationExplainer):
         each = zip(drops, inputs.values, inputs.labels, strict=True)
         return [Explained(*parts, notices=list(notices)) for parts in each]
 
+    @property
+    def _removes(self) -> bool:
+        return isinstance(self.baseline, str) and self.baseline == REMOVE
+
     def _occludable(
-        self, graph: ModelGraph, batch: TokenBatch, target: Resolved, removes: bool
+        self, graph: ModelGraph, batch: TokenBatch, target: Resolved
     ) -> Bool[Tensor, "batch pos"]:
         allowed = batch.attention_mask.clone()
         if self.special_tokens == "keep":
             allowed &= ~special_tokens(graph, batch)
-        if removes and graph.is_masked_model:  # the question itself
+        if self._removes and graph.is_masked_model:  # the question itself
             allowed.scatter_(1, target.position[:, None], False)
         return allowed
 
@@ -116,7 +130,7 @@ class Occlusion(PerturbationExplainer):
         """F(x) - F(occluded), of every token the mean over the windows that cover it."""
         covered = inputs.end.new_zeros(batch.token_ids.shape)
         total = covered.new_zeros(len(inputs.targets), *covered.shape)
-        rows = windows.rows(whole_batch=any(t.full is not None for t in inputs.targets))
+        rows = windows.rows(_whole_batch(inputs.targets))
         size = self.rows_per_call(batch, inputs.targets)
         for first in range(0, len(rows), size):
             window, example = rows[first : first + size].unbind(dim=1)
@@ -177,6 +191,11 @@ class Windows:
         rank, start = self.rank[example], window[:, None]
         there = start < self.number[example][:, None]
         return (rank >= start) & (rank < start + self.size) & there
+
+
+def _whole_batch(targets: Sequence[Resolved]) -> bool:
+    """Whether every call must hold all examples."""
+    return any(target.full is not None for target in targets)
 
 
 def _removing(

@@ -62,6 +62,10 @@ class PerturbationExplainer(EmbeddingExplainer):
     ) -> list[Explained]:
         """The variants of a text are the same for every target. See `Explainer.explain_many`."""
 
+    def calls(self, variants: int, batch: TokenBatch, targets: Sequence[Resolved]) -> int:
+        """How many forwards so many variants of every example take."""
+        return -(-variants * len(batch) // self.rows_per_call(batch, targets))
+
     def rows_per_call(self, batch: TokenBatch, targets: Sequence[Resolved]) -> int:
         """How many variants go through the model together."""
         if any(target.full is not None for target in targets):
