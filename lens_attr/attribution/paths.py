@@ -119,7 +119,7 @@ def average_gradient(
         gradient = gradient if change is None else change(gradient)
         if total is None:
             total = gradient.new_zeros(*gradient.shape[: -end.ndim], *end.shape)
-        total.index_add_(-end.ndim, example, _beside(weights[step], end) * gradient)
+        total.index_add_(-end.ndim, example, _beside(weights[step], point) * gradient)
     assert total is not None
     return total
 
