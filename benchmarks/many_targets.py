@@ -10,7 +10,7 @@ one, vectorised over the targets, which `lens_attr.attribution.jacobian` does up
 from __future__ import annotations
 
 import argparse
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from functools import partial
 from typing import Any
 
@@ -41,12 +41,12 @@ def explain(way: str, model: Any, ids: torch.Tensor, k: int, method: str) -> Non
             jacobian.TOKENS_AT_ONCE = before
 
 
-def measured(runs: int) -> list[dict[str, Any]]:
+def measured(runs: int, methods: Sequence[str], lengths: Sequence[int]) -> list[dict[str, Any]]:
     """Every method, length and number of targets: CPU seconds of each way, and ratios to calls."""
     model = harness.newest_backend()(harness.GPT2_SMALL, n_layers=4)
     found = []
-    for method in METHODS:
-        for length in LENGTHS:
+    for method in methods:
+        for length in lengths:
             ids = torch.arange(1, length + 1)[None]
             for k in TARGETS:
                 ways: dict[str, Callable[[], Any]] = {
@@ -54,7 +54,13 @@ def measured(runs: int) -> list[dict[str, Any]]:
                 }
                 times = harness.ratios(harness.interleaved(ways, runs), "calls")
                 found.append({"method": method, "length": length, "targets": k, "ways": times})
-                print(method, length, k, {w: round(t["ratio"], 2) for w, t in times.items()})
+                print(
+                    method,
+                    length,
+                    k,
+                    {w: round(t["ratio"], 2) for w, t in times.items()},
+                    flush=True,
+                )
     return found
 
 
@@ -88,9 +94,12 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--runs", type=int, default=3)
     parser.add_argument("--threads", type=int, default=1)
+    parser.add_argument("--methods", nargs="+", default=METHODS)
+    parser.add_argument("--lengths", nargs="+", type=int, default=LENGTHS)
     options = parser.parse_args()
     torch.set_num_threads(options.threads)
-    found = {"machine": harness.machine(), "rows": measured(options.runs)}
+    rows = measured(options.runs, options.methods, options.lengths)
+    found = {"machine": harness.machine(), "rows": rows}
     harness.write("many_targets", found, page(found))
 
 

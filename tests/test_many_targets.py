@@ -50,7 +50,7 @@ def assert_same(many: la.Relevance, alone: la.Relevance, k: int, n: int, limit: 
     assert torch.equal(many.position[k::n], alone.position)
     for name, want in parts(alone).items():
         got = parts(many)[name][k::n]
-        size = max(float(want.abs().max()), 1e-3)
+        size = max(float(want.abs().max()), 0.1)
         assert float((got - want).abs().max()) <= limit * size, name
 
 
@@ -207,23 +207,21 @@ def test_records_heads_and_saving(name: str, tmp_path: Any) -> None:
     for k, target in enumerate(SPREAD):
         alone = tiny.explain(model, "gim", ids, target=target, progress=False, **options)
         assert_same(again, alone, k, len(SPREAD), 1e-12)
-        assert torch.equal(
-            again.heads("relu_token")[k :: len(SPREAD)].argmax(-1),
-            alone.heads("relu_token").argmax(-1),
-        )
+        rows = again.heads("relu_token")[k :: len(SPREAD)]
+        assert tiny.error(rows, alone.heads("relu_token")) < 1e-12
 
 
 @pytest.mark.parametrize("name", small.EVERY)
 def test_texts_of_different_length_and_strings(name: str) -> None:
     model = small.model(name, EXACT)
     texts = [small.text(name), small.text(name, "w8 w30 w6")]
-    targets = [la.Logit("w12"), la.LogitDiff(["w7", "w9"], "w13")]
+    targets = [la.Logit(" w12"), la.LogitDiff([" w7", " w9"], " w13")]
     with tiny.precision(EXACT):
         many = la.attribute(model, texts, targets, batch_size=1, progress=False)
         assert [one.target[0] for one in many] == many.target
         for i, text in enumerate(texts):
             first = la.attribute(model, text, targets[0])
-            diff = la.attribute(model, text, la.LogitDiff(["w7", "w9"][i], "w13"))
+            diff = la.attribute(model, text, la.LogitDiff([" w7", " w9"][i], " w13"))
             assert tiny.error(many[2 * i].tokens, first.tokens) < 1e-9
             assert tiny.error(many[2 * i + 1].tokens, diff.tokens) < 1e-9
 

@@ -2,6 +2,10 @@
 
 from __future__ import annotations
 
+import io
+from contextlib import ExitStack
+from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -18,7 +22,7 @@ from lens_attr.graph import resolve
 def explain(name: str, **options: Any) -> la.Relevance:
     texts = [small.text(name), small.text(name, "w8 w30")]
     with tiny.precision(EXACT):
-        return la.attribute(small.model(name, EXACT), texts, la.Logit("w6"), **options)
+        return la.attribute(small.model(name, EXACT), texts, la.Logit(" w6"), **options)
 
 
 def by_hand(result: la.Relevance) -> torch.Tensor:
@@ -63,17 +67,18 @@ def test_nothing_special_without_a_tokenizer_that_says_so() -> None:
 
 
 @pytest.mark.parametrize("name", small.GPT2)
-def test_results_show_the_mass_and_keep_it(name: str, tmp_path: Any) -> None:
+def test_results_show_the_mass_and_keep_it(name: str, tmp_path: Path) -> None:
     result = explain(name)
     for shown, fate in ((result, "\n"), (result.with_special_tokens("ignore"), "(left out)")):
         shown.save(tmp_path)
         again = la.Relevance.load(tmp_path)
         assert torch.equal(again.special_mass, result.special_mass)
-        console = Console(width=200, record=True, file=open("/dev/null", "w"))  # noqa: SIM115
+        console = Console(width=200, record=True, file=io.StringIO())
         console.print(again)
         percent = f"{float(result.special_mass.mean()):.0%}"
         note = f"special tokens hold {percent} of the absolute relevance, mean of 2 examples"
-        assert note in console.export_text() and fate in console.export_text()
+        text = console.export_text()
+        assert note in text and fate in text
         assert torch.equal(again[1].special_mass, result.special_mass[1:])
 
 
@@ -91,7 +96,7 @@ def test_tokens_by_name_and_by_mask() -> None:
 
 def test_every_method_of_a_comparison() -> None:
     model = small.model(small.GPT2[0])
-    compared = la.compare(model, "w5 w9 w12", la.Logit("w6"), ["lrp", "gim"])
+    compared = la.compare(model, "w5 w9 w12", la.Logit(" w6"), ["lrp", "gim"])
     for result in compared.with_special_tokens("separate").results.values():
         assert not result.tokens[result.special].any()
 
@@ -121,15 +126,11 @@ def test_sinks_equal_their_definition(name: str) -> None:
     mask[1, padding] = 0
     patterns: list[torch.Tensor] = []
     graph = resolve(model)
-    from contextlib import ExitStack
-
     with ExitStack() as stack, torch.no_grad():
         for point in graph.points("pattern"):
             point.on_forward(lambda p: patterns.append(p.detach()), stack)
         graph.forward(ids, mask.bool())
     empty = la.attribute(model, ids, la.Logit(12), attention_mask=mask)
-    from dataclasses import replace
-
     seen = replace(empty, records={"pattern": torch.stack(patterns, dim=1)})
     for threshold in (0.1, 0.3):
         found = la.attention_sinks(model, ids, threshold, attention_mask=mask)
