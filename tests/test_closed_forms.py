@@ -129,7 +129,7 @@ TEMPERED = sqrt(3) / (1 + sqrt(3)) ** 2
 
 
 def through_scores(slope: float) -> tuple[float, float]:
-    """x dF/dx by way of the scores: dF/dp_1 = 2 (x_1 - x_0), p_1 a function of w x_1 (x_1 - x_0)."""
+    """x dF/dx by way of p_1, a function of w x_1 (x_1 - x_0), with dF/dp_1 = 2 (x_1 - x_0)."""
     of_p1 = 2 * (5 - 3)
     return 3 * of_p1 * -W * 5 * slope, 5 * of_p1 * W * (2 * 5 - 3) * slope
 

@@ -74,12 +74,12 @@ class Occlusion(PerturbationExplainer):
 
     def forwards(self, graph: ModelGraph, batch: TokenBatch, targets: Sequence[Resolved]) -> int:
         """See `Explainer.forwards`."""
-        size, found = self.rows_per_call(batch, targets), 0
+        found = 0
         for group in by_position(targets):
             some = [targets[k] for k in group]
             occludable = self._occludable(graph, batch, some[0])
             rows = Windows.of(occludable, self.window).rows(_whole_batch(some))
-            found += 1 + -(-len(rows) // size)
+            found += 1 + -(-len(rows) // self.rows_per_call(batch, some))
         return found
 
     def explain_many(

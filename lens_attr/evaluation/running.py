@@ -108,6 +108,7 @@ class Run:
                 target,
                 method,
                 attention_mask=tokens.attention_mask,
+                progress=False,
                 **self._options(name, method),
             )
         self.notes |= {f"{name}: {notice}": None for notice in result.metadata["notices"]}
