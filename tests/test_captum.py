@@ -7,6 +7,7 @@ gradient x difference there (tests/test_deeplift.py checks ours against the defi
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from typing import Any
 
 import numpy as np
@@ -42,12 +43,15 @@ QUADRATURES = {
 }
 
 
-@pytest.fixture(autouse=True)
-def float64() -> Iterator[None]:
-    """captum makes its step sizes in torch's default dtype."""
+@contextmanager
+def exact() -> Iterator[None]:
+    """Float64 throughout; captum makes its step sizes in torch's default dtype."""
     torch.set_default_dtype(torch.float64)
-    yield
-    torch.set_default_dtype(torch.float32)
+    try:
+        with tiny.precision(EXACT):
+            yield
+    finally:
+        torch.set_default_dtype(torch.float32)
 
 
 Score = Callable[..., Tensor]
@@ -80,7 +84,7 @@ def agree(case: tuple[str, str], method: str, attributed: Tensor, **options: Any
 @pytest.mark.parametrize("case", CASES, ids=tiny.case_id)
 @pytest.mark.parametrize("quadrature", QUADRATURES)
 def test_integrated_gradients(case: tuple[str, str], quadrature: str) -> None:
-    with tiny.precision(EXACT):
+    with exact():
         _, score, x, x0 = hugging_face(case[0])
         method = QUADRATURES[quadrature]
         found = IntegratedGradients(score).attribute(x, x0, n_steps=STEPS, method=method)
@@ -92,7 +96,7 @@ def test_integrated_gradients(case: tuple[str, str], quadrature: str) -> None:
 def test_integrated_gradients_of_a_layer_and_its_gap(case: tuple[str, str]) -> None:
     """captum hooks the embedding layer and is given ids; its delta is our completeness gap."""
     ids = tiny.token_ids(case[0])
-    with tiny.precision(EXACT):
+    with exact():
         model, _, _, _ = hugging_face(case[0])
 
         def score(ids: Tensor) -> Tensor:
@@ -113,7 +117,7 @@ def test_integrated_gradients_of_a_layer_and_its_gap(case: tuple[str, str]) -> N
 def test_gradient_shap(case: tuple[str, str], monkeypatch: pytest.MonkeyPatch) -> None:
     """captum is handed our random places; without noise nothing else is random."""
     alphas = Draws.make(STEPS, 1, seed=3).alpha.numpy()
-    with tiny.precision(EXACT):
+    with exact():
         _, score, x, x0 = hugging_face(case[0])
         monkeypatch.setattr(np.random, "uniform", lambda *_: alphas)
         found = GradientShap(score).attribute(x, x0, n_samples=STEPS, stdevs=0.0)
@@ -126,7 +130,7 @@ def test_gradient_shap(case: tuple[str, str], monkeypatch: pytest.MonkeyPatch) -
 @pytest.mark.parametrize("case", CASES, ids=tiny.case_id)
 @pytest.mark.parametrize("window", [1, 2, 3])
 def test_occlusion(case: tuple[str, str], window: int) -> None:
-    with tiny.precision(EXACT), torch.no_grad():
+    with exact(), torch.no_grad():
         _, score, x, x0 = hugging_face(case[0])
         width = x.shape[-1]
         found = Occlusion(score).attribute(x, (window, width), strides=(1, width), baselines=x0)
@@ -136,7 +140,7 @@ def test_occlusion(case: tuple[str, str], window: int) -> None:
 @pytest.mark.parametrize("case", CASES, ids=tiny.case_id)
 def test_feature_ablation(case: tuple[str, str]) -> None:
     """One feature per token."""
-    with tiny.precision(EXACT), torch.no_grad():
+    with exact(), torch.no_grad():
         _, score, x, _ = hugging_face(case[0])
         token = torch.arange(x.shape[1])[None, :, None].expand_as(x)
         found = FeatureAblation(score).attribute(x, feature_mask=token)
@@ -145,7 +149,7 @@ def test_feature_ablation(case: tuple[str, str]) -> None:
 
 @pytest.mark.parametrize("case", CASES, ids=tiny.case_id)
 def test_plain_gradients(case: tuple[str, str]) -> None:
-    with tiny.precision(EXACT):
+    with exact():
         _, score, x, _ = hugging_face(case[0])
         product = InputXGradient(score).attribute(x.clone().requires_grad_())
         gradient = Saliency(score).attribute(x.clone().requires_grad_(), abs=False)
