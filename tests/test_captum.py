@@ -84,8 +84,8 @@ def agree(case: tuple[str, str], method: str, attributed: Tensor, **options: Any
 @pytest.mark.parametrize("case", CASES, ids=tiny.case_id)
 @pytest.mark.parametrize("quadrature", QUADRATURES)
 def test_integrated_gradients(case: tuple[str, str], quadrature: str) -> None:
+    _, score, x, x0 = hugging_face(case[0])
     with exact():
-        _, score, x, x0 = hugging_face(case[0])
         method = QUADRATURES[quadrature]
         found = IntegratedGradients(score).attribute(x, x0, n_steps=STEPS, method=method)
     options = {"baseline": BASELINE, "steps": STEPS, "quadrature": quadrature}
@@ -96,8 +96,8 @@ def test_integrated_gradients(case: tuple[str, str], quadrature: str) -> None:
 def test_integrated_gradients_of_a_layer_and_its_gap(case: tuple[str, str]) -> None:
     """captum hooks the embedding layer and is given ids; its delta is our completeness gap."""
     ids = tiny.token_ids(case[0])
+    model, _, _, _ = hugging_face(case[0])
     with exact():
-        model, _, _, _ = hugging_face(case[0])
 
         def score(ids: Tensor) -> Tensor:
             logits = model(ids).logits[:, -1]
@@ -117,8 +117,8 @@ def test_integrated_gradients_of_a_layer_and_its_gap(case: tuple[str, str]) -> N
 def test_gradient_shap(case: tuple[str, str], monkeypatch: pytest.MonkeyPatch) -> None:
     """captum is handed our random places; without noise nothing else is random."""
     alphas = Draws.make(STEPS, 1, seed=3).alpha.numpy()
+    _, score, x, x0 = hugging_face(case[0])
     with exact():
-        _, score, x, x0 = hugging_face(case[0])
         monkeypatch.setattr(np.random, "uniform", lambda *_: alphas)
         found = GradientShap(score).attribute(x, x0, n_samples=STEPS, stdevs=0.0)
     options = {"baseline": BASELINE, "n_samples": STEPS, "seed": 3, "noise": 0.0}
@@ -130,8 +130,8 @@ def test_gradient_shap(case: tuple[str, str], monkeypatch: pytest.MonkeyPatch) -
 @pytest.mark.parametrize("case", CASES, ids=tiny.case_id)
 @pytest.mark.parametrize("window", [1, 2, 3])
 def test_occlusion(case: tuple[str, str], window: int) -> None:
+    _, score, x, x0 = hugging_face(case[0])
     with exact(), torch.no_grad():
-        _, score, x, x0 = hugging_face(case[0])
         width = x.shape[-1]
         found = Occlusion(score).attribute(x, (window, width), strides=(1, width), baselines=x0)
     agree(case, "occlusion", found[..., 0], baseline=BASELINE, window=window)
@@ -140,8 +140,8 @@ def test_occlusion(case: tuple[str, str], window: int) -> None:
 @pytest.mark.parametrize("case", CASES, ids=tiny.case_id)
 def test_feature_ablation(case: tuple[str, str]) -> None:
     """One feature per token."""
+    _, score, x, _ = hugging_face(case[0])
     with exact(), torch.no_grad():
-        _, score, x, _ = hugging_face(case[0])
         token = torch.arange(x.shape[1])[None, :, None].expand_as(x)
         found = FeatureAblation(score).attribute(x, feature_mask=token)
     agree(case, "occlusion", found[..., 0])
@@ -149,8 +149,8 @@ def test_feature_ablation(case: tuple[str, str]) -> None:
 
 @pytest.mark.parametrize("case", CASES, ids=tiny.case_id)
 def test_plain_gradients(case: tuple[str, str]) -> None:
+    _, score, x, _ = hugging_face(case[0])
     with exact():
-        _, score, x, _ = hugging_face(case[0])
         product = InputXGradient(score).attribute(x.clone().requires_grad_())
         gradient = Saliency(score).attribute(x.clone().requires_grad_(), abs=False)
     agree(case, "gradient_x_input", product.sum(dim=-1).detach())
