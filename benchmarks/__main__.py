@@ -19,7 +19,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from benchmarks import alti_logit, circuits, memory, presets, runs, startup
+from benchmarks import alti_logit, circuits, many_targets, memory, presets, runs, startup
 from benchmarks.harness import Options, Row, machine, table
 
 Section = tuple[str, Callable[[Options], Iterator[Row]], Any]
@@ -30,6 +30,7 @@ SECTIONS: dict[str, Section] = {
     "launches": ("Operations of the backward", presets.launch_rows, presets.launch_rows),
     "memory": ("Peak memory", memory.rows, memory),
     "long": ("Long contexts", memory.long_context_rows, memory.long_context_rows),
+    "many_targets": ("Several targets of one text", many_targets.rows, many_targets),
     "alti_logit": ("ALTI-Logit", alti_logit.rows, alti_logit),
     "circuits": ("Pruning, patching, edges", circuits.rows, circuits),
     "runs": ("Data-set runs", runs.rows, runs),

@@ -17,7 +17,14 @@ from lens_attr._version import __version__
 
 if TYPE_CHECKING:
     from lens_attr import circuits, evaluation, plots, rules, runs
-    from lens_attr.attribution import Comparison, MethodTable, Relevance, attribute, compare
+    from lens_attr.attribution import (
+        Comparison,
+        MethodTable,
+        Relevance,
+        attention_sinks,
+        attribute,
+        compare,
+    )
     from lens_attr.errors import (
         InputError,
         LensAttrError,
@@ -38,6 +45,7 @@ _HOME = {
     "Comparison": "attribution",
     "MethodTable": "attribution",
     "Relevance": "attribution",
+    "attention_sinks": "attribution",
     "attribute": "attribution",
     "compare": "attribution",
     "InputError": "errors",
@@ -84,6 +92,7 @@ __all__ = [
     "TopLogit",
     "UnsupportedModelError",
     "__version__",
+    "attention_sinks",
     "attribute",
     "check",
     "circuits",

@@ -5,6 +5,7 @@ from lens_attr.attribution.comparison import Comparison
 from lens_attr.attribution.conservation import Conservation
 from lens_attr.attribution.registry import Method, MethodTable
 from lens_attr.attribution.relevance import Pool, Relevance
+from lens_attr.attribution.special_tokens import attention_sinks
 
 __all__ = [
     "Comparison",
@@ -13,6 +14,7 @@ __all__ = [
     "MethodTable",
     "Pool",
     "Relevance",
+    "attention_sinks",
     "attribute",
     "compare",
 ]

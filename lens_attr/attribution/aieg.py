@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass, replace
 from typing import Literal, get_args
@@ -71,10 +72,15 @@ class EmphasisPath:
     """
 
     alpha: Float[Tensor, " point"]
-    output: Float[Tensor, "example point"]
-    emphasis: Float[Tensor, "example point"]
-    gradient: Float[Tensor, "example ..."]
-    emphasised: Float[Tensor, "example ..."]
+    output: Float[Tensor, "*target example point"]
+    emphasis: Float[Tensor, "*target example point"]
+    gradient: Float[Tensor, "*target example ..."]
+    emphasised: Float[Tensor, "*target example ..."]
+
+    def of_target(self, k: int) -> EmphasisPath:
+        """The path of one target."""
+        parts = (self.output, self.emphasis, self.gradient, self.emphasised)
+        return EmphasisPath(self.alpha, *(part[k] for part in parts))
 
 
 def emphasis_path(
@@ -86,23 +92,27 @@ def emphasis_path(
 ) -> EmphasisPath:
     """Walk from ``start`` to ``end`` in ``steps`` equal steps, ``size`` rows per call.
 
-    ``steps + 1`` outputs and ``steps`` gradients; memory does not grow with the steps.
+    ``steps + 1`` outputs and, for each target, ``steps`` gradients; memory does not grow with the
+    steps.
     """
     alpha = torch.linspace(0, 1, steps + 1, dtype=torch.float64, device=end.device)
     first = value_at(function, start, size)
-    output = first.new_zeros(len(end), steps + 1)
-    output[:, 0] = first
-    gradient, emphasised = torch.zeros_like(end), torch.zeros_like(end)
+    output = first.new_zeros(*first.shape, steps + 1)
+    output[..., 0] = first
+    gradient = end.new_zeros(*first.shape[:-1], *end.shape)
+    emphasised = torch.zeros_like(gradient)
+    examples = -end.ndim  # the axis
     for step, example in chunks(steps, len(end), size, end.device):
         k = step + 1
         value, here = value_and_gradient(
             function, between(start[example], end[example], alpha[k]), example
         )
-        output[example, k] = value
-        pairs = torch.stack([output[example, k - 1], value], dim=-1)
-        weight = emphasis_factors(pairs)[:, 1].to(here).view(-1, *[1] * (here.ndim - 1))
-        gradient.index_add_(0, example, here / steps)
-        emphasised.index_add_(0, example, weight * here / steps)
+        output[..., example, k] = value
+        pairs = torch.stack([output[..., example, k - 1], value], dim=-1)
+        weight = emphasis_factors(pairs)[..., 1].to(here)
+        weight = weight.view(*weight.shape, *[1] * (end.ndim - 1))
+        gradient.index_add_(examples, example, here / steps)
+        emphasised.index_add_(examples, example, weight * here / steps)
     return EmphasisPath(alpha, output, emphasis_factors(output), gradient, emphasised)
 
 
@@ -133,7 +143,7 @@ class AIEG(PerturbationExplainer):
     depends on F (a test holds a counterexample).
 
     Cost: ``steps`` forwards and backwards, and 2 forwards (of the text, which is where the
-    attention is read, and of the baseline).
+    attention is read, and of the baseline). Further targets cost ``steps`` backwards each.
 
     Attributes:
         steps: N; the paper does not say how many.
@@ -160,22 +170,29 @@ class AIEG(PerturbationExplainer):
         """The parts have positions."""
         return True
 
-    def explain(self, graph: ModelGraph, batch: TokenBatch, target: Resolved) -> Explained:
-        """See `Explainer.explain`."""
-        query = query_of(graph, batch, target, self.row, self.occurrence)
-        attention = MeanAttention(batch, query)
+    def forwards(self, graph: ModelGraph, batch: TokenBatch, targets: Sequence[Resolved]) -> int:
+        """See `Explainer.forwards`."""
+        return 1 + self.calls(self.steps, batch, targets) + self.calls(1, batch, targets)
+
+    def explain_many(
+        self, graph: ModelGraph, batch: TokenBatch, targets: Sequence[Resolved]
+    ) -> list[Explained]:
+        """The forwards of the path serve every target. See `Explainer.explain_many`."""
+        queries = [query_of(graph, batch, t, self.row, self.occurrence) for t in targets]
+        attention = MeanAttention(batch, queries)
         with visiting_blocks(graph, ["pattern"], attention.visit):
-            inputs = read_inputs(graph, batch, target, self.embeddings, self.baseline)
-        explained = self._aim(inputs.target)
-        net = attention.rows.to(inputs.end)
+            inputs = read_inputs(graph, batch, targets, self.embeddings, self.baseline)
+        explained = [self._aim(target) for target in inputs.targets]
         path = emphasis_path(
             self._function(graph, batch, explained),
             inputs.start,
             inputs.end,
             self.steps,
-            self.rows_per_call(batch, target),
+            self.rows_per_call(batch, targets),
         )
-        return self._explained(batch, inputs, explained, path, net)
+        paths = [path.of_target(k) for k in range(len(targets))]
+        each = zip(explained, paths, attention.rows.to(inputs.end), strict=True)
+        return [self._explained(batch, inputs, *parts) for parts in each]
 
     def _explained(
         self,
@@ -225,10 +242,12 @@ class AIEG(PerturbationExplainer):
         labels = [label.replace("log-probability", "probability") for label in labels]
         return replace(target, score=_probability, labels=labels)
 
-    def _function(self, graph: ModelGraph, batch: TokenBatch, target: Resolved) -> Function:
+    def _function(
+        self, graph: ModelGraph, batch: TokenBatch, targets: Sequence[Resolved]
+    ) -> Function:
         if self.output == "embedding_l1":
-            return output_norm_function(graph, batch, target, self.embeddings)
-        return model_function(graph, batch, target, self.embeddings)
+            return output_norm_function(graph, batch, targets, self.embeddings)
+        return model_function(graph, batch, targets, self.embeddings)
 
 
 def _probability(
@@ -239,24 +258,27 @@ def _probability(
 
 
 def output_norm_function(
-    graph: ModelGraph, batch: TokenBatch, target: Resolved, which: Literal["full", "token"]
+    graph: ModelGraph,
+    batch: TokenBatch,
+    targets: Sequence[Resolved],
+    which: Literal["full", "token"],
 ) -> Function:
-    """The l1 norm of what is unembedded at the explained position."""
+    """The l1 norm of what is unembedded at the explained position, [target, row]."""
     found: list[Tensor] = []
 
-    def norm(stream: Tensor, position: Tensor) -> None:
-        every = torch.arange(len(position), device=position.device)
-        found[:] = [stream[every, position].abs().sum(dim=-1)]
+    def norms(stream: Tensor, example: Tensor) -> None:
+        every = torch.arange(len(example), device=example.device)
+        each = [stream[every, target.position[example]] for target in targets]
+        found[:] = [torch.stack([one.abs().sum(dim=-1) for one in each])]
 
-    def value(point: Tensor, example: Tensor) -> Tensor:
-        position = target.position[example]
+    def values(point: Tensor, example: Tensor) -> Tensor:
         (unembed_in,) = graph.points("unembed_in")
         with ExitStack() as stack:
-            unembed_in.on_forward(lambda stream: norm(stream, position), stack)
-            model_function(graph, batch, target, which)(point, example)
+            unembed_in.on_forward(lambda stream: norms(stream, example), stack)
+            model_function(graph, batch, targets, which)(point, example)
         return found.pop()
 
-    return value
+    return values
 
 
 def _degenerate(none_positive: Bool[Tensor, " batch"]) -> list[str]:

@@ -17,7 +17,14 @@ from lens_attr.attribution.mixing import (
     mixing_matrix,
     seen_positions,
 )
-from lens_attr.attribution.scoring import labels_of, refuse_non_finite, target_value
+from lens_attr.attribution.scoring import (
+    Scored,
+    by_position,
+    labels_of,
+    refuse_non_finite,
+    target_values,
+    with_shared_position,
+)
 from lens_attr.errors import InputError
 from lens_attr.graph import VALUE_BIASES_FOLDED, WRITING_WEIGHTS_CENTRED, ModelGraph
 from lens_attr.graph.tokens import TokenBatch
@@ -76,7 +83,23 @@ class Alti(MixingExplainer):
 
     def explain(self, graph: ModelGraph, batch: TokenBatch, target: Resolved) -> Explained:
         """See `Explainer.explain`."""
-        seen = seen_positions(graph, batch, target.position)
+        return self.explain_many(graph, batch, [target])[0]
+
+    def forwards(self, graph: ModelGraph, batch: TokenBatch, targets: Sequence[Resolved]) -> int:
+        """See `Explainer.forwards`."""
+        return len(by_position(targets))
+
+    def explain_many(
+        self, graph: ModelGraph, batch: TokenBatch, targets: Sequence[Resolved]
+    ) -> list[Explained]:
+        """One forward for the targets of each position. See `Explainer.explain_many`."""
+        return with_shared_position(targets, lambda some: self._rolled_out(graph, batch, some))
+
+    def _rolled_out(
+        self, graph: ModelGraph, batch: TokenBatch, targets: Sequence[Resolved]
+    ) -> list[Explained]:
+        position = targets[0].position
+        seen = seen_positions(graph, batch, position)
         matrices: list[list[Tensor]] = [[] for _ in seen]
 
         def visit(layer: int, activations: Activations) -> None:
@@ -85,10 +108,21 @@ class Alti(MixingExplainer):
                 own.append(mixing_matrix(mixing, not graph.is_masked_model, self.memory_budget))
 
         with torch.no_grad(), visiting_blocks(graph, MIXING_ROLES, visit):
-            value, logits = target_value(graph, batch, target)
-        tokens = rolled_out(matrices, seen, target.position, batch)
+            scored = target_values(graph, batch, targets)
+        tokens = rolled_out(matrices, seen, position, batch)
         refuse_non_finite("relevance", tokens)
-        return Explained(tokens, value, labels_of(target, logits), unit="share")
+        return target_free(tokens, targets, scored, "share")
+
+
+def target_free(
+    tokens: Float[Tensor, "batch pos"],
+    targets: Sequence[Resolved],
+    scored: Sequence[Scored],
+    unit: str,
+) -> list[Explained]:
+    """The same relevance for every target, beside what each of them is."""
+    pairs = zip(targets, scored, strict=True)
+    return [Explained(tokens, v, labels_of(target, at), unit=unit) for target, (v, at) in pairs]
 
 
 def rolled_out(

@@ -23,10 +23,12 @@ from lens_attr.attribution.mixing import (
     seen_positions,
 )
 from lens_attr.attribution.scoring import (
+    by_position,
     gradient_of,
     labels_of,
     refuse_non_finite,
-    target_value,
+    target_values,
+    with_shared_position,
 )
 from lens_attr.errors import InputError, UnsupportedModelError
 from lens_attr.graph import ModelGraph, Role
@@ -64,8 +66,9 @@ class AltiLogit(MixingExplainer):
     position j, not traced back; ``relu_dim`` splits it by d_head as A v_d (W_O u~)_d.
 
     The target must be a weighted sum of logits: `Logit`, `LogitDiff`, `TopLogit`. Cost: 1 forward,
-    and per block n_heads * d_model operations for each pair of tokens up to t. Memory beyond the
-    forward's: C_l and the values of every block, never [head, pos, pos, d_model].
+    and per block n_heads * d_model operations for each pair of tokens up to t; further targets at
+    the same position cost one product with each C_l. Memory beyond the forward's: C_l and the
+    values of every block, never [head, pos, pos, d_model].
 
     Attributes:
         initial: ``"separate"``, or ``"last_token"`` to add ``initial`` to the score of the
@@ -102,12 +105,28 @@ class AltiLogit(MixingExplainer):
             InputError: the target is not a weighted sum of logits.
             UnsupportedModelError: the terms do not sum to the target.
         """
-        if target.form != "linear":
+        return self.explain_many(graph, batch, [target])[0]
+
+    def forwards(self, graph: ModelGraph, batch: TokenBatch, targets: Sequence[Resolved]) -> int:
+        """See `Explainer.forwards`."""
+        return len(by_position(targets))
+
+    def explain_many(
+        self, graph: ModelGraph, batch: TokenBatch, targets: Sequence[Resolved]
+    ) -> list[Explained]:
+        """One forward and mixing for the targets of each position; raises as `explain` does."""
+        if any(target.form != "linear" for target in targets):
             raise InputError(
                 "alti_logit splits a weighted sum of logits, and this target is none: explain "
                 "la.Logit, la.LogitDiff or la.TopLogit, or use a gradient method."
             )
-        seen = seen_positions(graph, batch, target.position)
+        return with_shared_position(targets, lambda some: self._at_one_position(graph, batch, some))
+
+    def _at_one_position(
+        self, graph: ModelGraph, batch: TokenBatch, targets: Sequence[Resolved]
+    ) -> list[Explained]:
+        position = targets[0].position
+        seen = seen_positions(graph, batch, position)
         outputs = [attention_output(graph, layer) for layer in range(graph.n_layers)]
         traces: list[list[_Trace]] = [[] for _ in seen]
         roles: list[Role] = [*MIXING_ROLES, *(["mlp_out"] if graph.points("mlp_out") else [])]
@@ -117,11 +136,24 @@ class AltiLogit(MixingExplainer):
             for example, mixing in enumerate(linearised(graph, layer, activations, seen)):
                 above = layer < graph.n_layers - 1  # what the last block mixes is read by none
                 matrix = mixing_matrix(mixing, True, self.memory_budget) if above else None
-                mlp = None if mlp_out is None else mlp_out[example, target.position[example]]
+                mlp = None if mlp_out is None else mlp_out[example, position[example]]
                 traces[example].append(_Trace.of(outputs[layer], mixing, mlp, matrix))
 
         with torch.no_grad(), visiting_blocks(graph, roles, visit):
-            value, logits = target_value(graph, batch, target)
+            scored = target_values(graph, batch, targets)
+        each = zip(targets, scored, strict=True)
+        return [self._explained(graph, batch, seen, traces, t, *pair) for t, pair in each]
+
+    def _explained(
+        self,
+        graph: ModelGraph,
+        batch: TokenBatch,
+        seen: Sequence[Int[Tensor, " _"]],
+        traces: Sequence[Sequence[_Trace]],
+        target: Resolved,
+        value: Float[Tensor, " batch"],
+        logits: Float[Tensor, "batch d_vocab"],
+    ) -> Explained:
         directions, final_bias = _directions(graph, target, logits, traces)
         with torch.no_grad():
             splits = [_split(*pair) for pair in zip(traces, directions, strict=True)]

@@ -10,11 +10,16 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
-from lens_attr.attribution.alti import rolled_out
+from lens_attr.attribution.alti import rolled_out, target_free
 from lens_attr.attribution.explainer import Explained, Explainer
 from lens_attr.attribution.layers import Activations, visiting_blocks
 from lens_attr.attribution.mixing import row_normalised, seen_positions, square
-from lens_attr.attribution.scoring import labels_of, target_value
+from lens_attr.attribution.scoring import (
+    by_position,
+    labels_of,
+    target_values,
+    with_shared_position,
+)
 from lens_attr.errors import InputError, UnsupportedModelError
 from lens_attr.graph import ModelGraph
 from lens_attr.graph.tokens import TokenBatch, token_string
@@ -63,32 +68,42 @@ class AttentionOnly(AttentionExplainer):
         Raises:
             InputError: ``row="token"``, and the text does not hold the target's token so often.
         """
-        query = query_of(graph, batch, target, self.row, self.occurrence)
-        attention = MeanAttention(batch, query)
+        return self.explain_many(graph, batch, [target])[0]
+
+    def explain_many(
+        self, graph: ModelGraph, batch: TokenBatch, targets: Sequence[Resolved]
+    ) -> list[Explained]:
+        """One forward for all. See `Explainer.explain_many`."""
+        queries = [query_of(graph, batch, t, self.row, self.occurrence) for t in targets]
+        attention = MeanAttention(batch, queries)
         with torch.no_grad(), visiting_blocks(graph, ["pattern"], attention.visit):
-            value, logits = target_value(graph, batch, target)
-        return Explained(attention.rows, value, labels_of(target, logits), unit="attention")
+            scored = target_values(graph, batch, targets)
+        each = zip(attention.rows, targets, scored, strict=True)
+        return [
+            Explained(row, value, labels_of(target, logits), unit="attention")
+            for row, target, (value, logits) in each
+        ]
 
 
 class MeanAttention:
-    """Mean attention weight over blocks and heads, of one query per example.
+    """Mean attention weight over blocks and heads, of one query per target and example.
 
     Its ``visit`` goes to `visiting_blocks`.
     """
 
-    def __init__(self, batch: TokenBatch, query: Int[Tensor, " batch"]) -> None:
+    def __init__(self, batch: TokenBatch, queries: Sequence[Int[Tensor, " batch"]]) -> None:
         self._batch = batch
-        self._query = query
-        self._blocks: list[Float[Tensor, "batch pos"]] = []
+        self._queries = torch.stack(list(queries), dim=1)
+        self._blocks: list[Float[Tensor, "target batch pos"]] = []
 
     def visit(self, layer: int, activations: Activations) -> None:
         """Read one block."""
-        here = zip(activations["pattern"], self._query, self._batch.attention_mask, strict=True)
-        means = [torch.where(mask, _head_mean(p[:, row], layer), 0.0) for p, row, mask in here]
-        self._blocks.append(torch.stack(means))
+        here = zip(activations["pattern"], self._queries, self._batch.attention_mask, strict=True)
+        means = [torch.where(mask, _head_mean(p[:, rows], layer), 0.0) for p, rows, mask in here]
+        self._blocks.append(torch.stack(means, dim=1))
 
     @property
-    def rows(self) -> Float[Tensor, "batch pos"]:
+    def rows(self) -> Float[Tensor, "target batch pos"]:
         """After the forward."""
         return torch.stack(self._blocks).mean(dim=0)
 
@@ -145,7 +160,23 @@ class AttentionRollout(AttentionExplainer):
 
     def explain(self, graph: ModelGraph, batch: TokenBatch, target: Resolved) -> Explained:
         """See `Explainer.explain`."""
-        seen = seen_positions(graph, batch, target.position)
+        return self.explain_many(graph, batch, [target])[0]
+
+    def forwards(self, graph: ModelGraph, batch: TokenBatch, targets: Sequence[Resolved]) -> int:
+        """See `Explainer.forwards`."""
+        return len(by_position(targets))
+
+    def explain_many(
+        self, graph: ModelGraph, batch: TokenBatch, targets: Sequence[Resolved]
+    ) -> list[Explained]:
+        """One forward for the targets of each position. See `Explainer.explain_many`."""
+        return with_shared_position(targets, lambda some: self._rolled_out(graph, batch, some))
+
+    def _rolled_out(
+        self, graph: ModelGraph, batch: TokenBatch, targets: Sequence[Resolved]
+    ) -> list[Explained]:
+        position = targets[0].position
+        seen = seen_positions(graph, batch, position)
         matrices: list[list[Tensor]] = [[] for _ in seen]
 
         def visit(layer: int, activations: Activations) -> None:
@@ -154,9 +185,9 @@ class AttentionRollout(AttentionExplainer):
                 own.append(row_normalised(mean + torch.eye(len(mean)).to(mean)))
 
         with torch.no_grad(), visiting_blocks(graph, ["pattern"], visit):
-            value, logits = target_value(graph, batch, target)
-        tokens = rolled_out(matrices, seen, target.position, batch)
-        return Explained(tokens, value, labels_of(target, logits), unit="attention")
+            scored = target_values(graph, batch, targets)
+        tokens = rolled_out(matrices, seen, position, batch)
+        return target_free(tokens, targets, scored, "attention")
 
 
 def _head_mean(

@@ -4,13 +4,12 @@ from __future__ import annotations
 
 import importlib.metadata
 import warnings
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import torch
 from jaxtyping import Bool, Int
-from rich.console import Console
-from rich.progress import track
 from torch import Tensor
 
 from lens_attr._version import __version__
@@ -18,13 +17,22 @@ from lens_attr.attribution.comparison import Comparison
 from lens_attr.attribution.embeddings import Baseline, Embeddings
 from lens_attr.attribution.explainer import Explained, Explainer
 from lens_attr.attribution.gradients import OWN_OPTIONS, GradientTimesInput
+from lens_attr.attribution.many_targets import resolve_targets, target_ids, text_major
+from lens_attr.attribution.progress import watched
 from lens_attr.attribution.registry import method as method_named
 from lens_attr.attribution.relevance import Relevance
 from lens_attr.errors import InputError, Notice, UnsupportedModelError
 from lens_attr.graph import ModelGraph, resolve
-from lens_attr.graph.tokens import Text, TokenBatch, str_tokens, tokenize, unknown_words
+from lens_attr.graph.tokens import (
+    Text,
+    TokenBatch,
+    special_tokens,
+    str_tokens,
+    tokenize,
+    unknown_words,
+)
 from lens_attr.rules import RuleSet
-from lens_attr.targets import Resolved, Target, TopLogit
+from lens_attr.targets import Resolved, Target
 
 COMPARED = ("gradient_x_input", "lrp", "attnlrp", "gim")
 """What `compare` compares unless told otherwise."""
@@ -34,7 +42,7 @@ COMPARED = ("gradient_x_input", "lrp", "attnlrp", "gim")
 def attribute(
     model: Any,
     text: Text,
-    target: Target | None = None,
+    target: Target | Sequence[Target] | None = None,
     method: str | RuleSet = "attnlrp",
     *,
     embeddings: Embeddings | None = None,
@@ -49,12 +57,17 @@ def attribute(
 
     The logits never change, and nothing is left on the model: no hooks, flags or gradients.
     Methods made of rules take one forward and one modified backward per batch; what others cost
-    stands in ``la.methods()``.
+    stands in ``la.methods()``. Several targets take the same forwards as one, and equal as many
+    calls: methods made of rules, gradient norms and DeepLIFT add one backward per target, the
+    integrated gradients family one per target and step; occlusion, attention and ALTI add nothing,
+    where the targets share their position. Backwards of several targets run as one where that is
+    faster, on short texts.
 
     Args:
         model: a HookedTransformer, HookedEncoder or TransformerBridge.
         text: a string, a list of strings (padded here), or token ids [batch, pos].
         target: what is explained, e.g. ``la.LogitDiff(" are", " is")``; default: the top logit.
+            Several, ``[la.Logit(" are"), la.Logit(" is")]``, share one forward (see below).
         method: a name from ``la.methods()``, or a `RuleSet` of your own.
         embeddings: ``"full"`` explains token plus position embedding, ``"token"`` the token's
             alone; default: the method's own.
@@ -63,15 +76,18 @@ def attribute(
             d_model].
         record: more places to read activation x gradient: roles (``"pattern"``, ``"neurons"``,
             ``"residual"``, ...), hook names, or globs.
-        batch_size: explain this many examples at a time, with a progress bar.
+        batch_size: explain this many texts at a time.
         attention_mask: for token ids with padding; True or 1 where a token is real.
-        progress: show the bar or not; default: where there is more than one batch.
+        progress: show a progress bar on stderr or not; default: on a terminal or in a notebook,
+            if it takes longer than two seconds.
         options: of the method, e.g. ``temperature=3.0`` for ``"gim"``, ``steps=50`` for
             ``"integrated_gradients"``.
 
     Returns:
         The relevance of every token, head and recorded place, in units of the target
-        (attention-based methods have their own).
+        (attention-based methods have their own). One row per example; with a list of targets one
+        per example and target, the targets of a text next to each other: row ``i * len(targets) +
+        k`` explains text i by target k, and ``r.target`` says so in words.
 
     Raises:
         InputError: an argument that cannot be used.
@@ -86,26 +102,26 @@ def attribute(
     chosen = {"embeddings": embeddings, "baseline": baseline, "record": record or None}
     options |= {name: value for name, value in chosen.items() if value is not None}
     explainer = _explainer(method, options)
-    target = target or TopLogit()
-    batch = tokenize(graph, text, attention_mask)
-    copies = target.copies(batch)
-    batch = batch.rows([0] * copies) if copies != 1 else batch
-    resolved = target.resolve(graph, batch)
+    batch, targets = resolve_targets(graph, tokenize(graph, text, attention_mask), target)
     explainer.refuse(graph, batch)
-    keep_width = explainer.keep_width or resolved.full is not None
-    rows = _row_groups(len(batch), batch_size, progress)
-    parts = [_explain_rows(graph, batch, resolved, explainer, index, keep_width) for index in rows]
-    metadata = _metadata(graph, explainer, parts[0]) | _target_ids(resolved)
-    notices = _notices(graph, batch, resolved, explainer, parts)
+    keep_width = explainer.keep_width or any(one.full is not None for one in targets)
+    groups = [
+        _Rows.of(batch, targets, explainer, index, keep_width)
+        for index in _row_groups(len(batch), batch_size)
+    ]
+    with watched(graph, sum(group.forwards(graph) for group in groups), progress):
+        parts = [group.explain(graph, batch.token_ids.shape[1]) for group in groups]
+    metadata = _metadata(graph, explainer, parts[0]) | {"target_ids": target_ids(targets)}
+    notices = _notices(graph, batch, targets, explainer, parts)
     for notice in notices:
         warnings.warn(notice, Notice, stacklevel=2)
-    return _assemble(graph, batch, resolved, parts, method, metadata | {"notices": notices})
+    return _assemble(graph, batch, targets, parts, method, metadata | {"notices": notices})
 
 
 def compare(
     model: Any,
     text: Text,
-    target: Target | None = None,
+    target: Target | Sequence[Target] | None = None,
     methods: Sequence[str | RuleSet] | None = None,
     **options: Any,
 ) -> Comparison:
@@ -136,11 +152,15 @@ def compare(
 
 
 def _check_arguments(target: Any, batch_size: Any) -> None:
-    if target is not None and not isinstance(target, Target):
-        raise InputError(
-            f"target must be la.Logit, la.LogitDiff, la.LogProb, la.TopLogit or la.Metric, got "
-            f"{type(target).__name__}: write la.Logit({target!r})."
-        )
+    several = isinstance(target, Sequence) and not isinstance(target, str)
+    for one in target if several else [] if target is None else [target]:
+        if not isinstance(one, Target):
+            raise InputError(
+                f"target must be la.Logit, la.LogitDiff, la.LogProb, la.TopLogit or la.Metric, or "
+                f"a list of them, got {type(one).__name__}: write la.Logit({one!r})."
+            )
+    if several and not target:
+        raise InputError("the list of targets is empty.")
     if batch_size is not None and (not isinstance(batch_size, int) or batch_size < 1):
         raise InputError(f"batch_size must be a whole number of at least 1, got {batch_size!r}.")
 
@@ -162,42 +182,57 @@ def _explainer(method: Any, options: dict[str, Any]) -> Explainer:
 def _notices(
     graph: ModelGraph,
     batch: TokenBatch,
-    target: Resolved,
+    targets: Sequence[Resolved],
     explainer: Explainer,
     parts: Sequence[Explained],
 ) -> list[str]:
     """What the reader of the result must know, each once."""
     of_parts = [notice for part in parts for notice in part.notices]
     of_weights = explainer.processing_notices(graph.processing())
-    found = [*unknown_words(graph, batch), *target.notices, *of_parts, *of_weights]
+    of_targets = [notice for target in targets for notice in target.notices]
+    found = [*unknown_words(graph, batch), *of_targets, *of_parts, *of_weights]
     return list(dict.fromkeys(found))
 
 
-def _row_groups(n: int, size: int | None, progress: bool | None) -> Iterator[list[int]]:
-    """Indices of ``n`` rows, ``size`` at a time, with a progress bar where there are several."""
-    starts: Iterable[int] = range(0, n, size or n)
-    if progress or (progress is None and size is not None and n > size):
-        starts = track(list(starts), "explaining", console=Console(stderr=True), transient=True)
-    for start in starts:
-        yield list(range(start, min(start + (size or n), n)))
+def _row_groups(n: int, size: int | None) -> list[list[int]]:
+    """Indices of ``n`` rows, ``size`` at a time."""
+    return [list(range(i, min(i + (size or n), n))) for i in range(0, n, size or n)]
 
 
-def _explain_rows(
-    graph: ModelGraph,
-    batch: TokenBatch,
-    target: Resolved,
-    explainer: Explainer,
-    index: list[int],
-    keep_width: bool,
-) -> Explained:
-    """Explain some rows, without the columns that are padding in all of them."""
-    mask = batch.attention_mask[index]
-    used = torch.ones_like(mask[0]) if keep_width else mask.any(dim=0)
-    columns = used.nonzero().flatten()
-    aimed = target.rows(index)
-    aimed = aimed.at(torch.searchsorted(columns, aimed.position))
-    part = explainer.rows(index, len(batch)).explain(graph, batch.rows(index, columns), aimed)
-    return _widen(part, columns, batch.token_ids.shape[1])
+@dataclass(frozen=True)
+class _Rows:
+    """Rows that are explained together, without the columns that are padding in all of them."""
+
+    batch: TokenBatch
+    targets: list[Resolved]
+    explainer: Explainer
+    columns: Int[Tensor, " columns"]
+
+    @staticmethod
+    def of(
+        batch: TokenBatch,
+        targets: Sequence[Resolved],
+        explainer: Explainer,
+        index: list[int],
+        keep_width: bool,
+    ) -> _Rows:
+        """Some rows of the whole batch."""
+        mask = batch.attention_mask[index]
+        used = torch.ones_like(mask[0]) if keep_width else mask.any(dim=0)
+        columns = used.nonzero().flatten()
+        aimed = [target.rows(index) for target in targets]
+        aimed = [target.at(torch.searchsorted(columns, target.position)) for target in aimed]
+        own = explainer.rows(index, len(batch))
+        return _Rows(batch.rows(index, columns), aimed, own, columns)
+
+    def forwards(self, graph: ModelGraph) -> int:
+        """How many they take."""
+        return self.explainer.forwards(graph, self.batch, self.targets)
+
+    def explain(self, graph: ModelGraph, width: int) -> Explained:
+        """All targets, with the columns back where they were in the whole batch."""
+        part = text_major(self.explainer.explain_many(graph, self.batch, self.targets))
+        return _widen(part, self.columns, width)
 
 
 def _widen(part: Explained, columns: Int[Tensor, " columns"], width: int) -> Explained:
@@ -228,11 +263,13 @@ def _join_each(parts: Sequence[dict[str, Tensor]]) -> dict[str, Tensor]:
 def _assemble(
     graph: ModelGraph,
     batch: TokenBatch,
-    target: Resolved,
+    targets: Sequence[Resolved],
     parts: list[Explained],
     method: str | RuleSet,
     metadata: dict[str, Any],
 ) -> Relevance:
+    each_text = [i for i in range(len(batch)) for _ in targets]
+    batch = batch.rows(each_text)
     return Relevance(
         tokens=_join([part.tokens for part in parts]),
         token_ids=batch.token_ids.cpu(),
@@ -240,21 +277,17 @@ def _assemble(
         str_tokens=str_tokens(graph, batch),
         target_value=_join([part.target_value for part in parts]),
         target=[label for part in parts for label in part.labels],
-        position=target.position.cpu(),
+        position=torch.stack([target.position for target in targets], dim=1).flatten().cpu(),
         method=method if isinstance(method, str) else method.name,
-        unit=parts[0].unit or target.unit,
+        unit=parts[0].unit or targets[0].unit,
         head_tokens=_join_if_any([part.head_tokens for part in parts]),
         heads_relu_dim=_join_if_any([part.heads_relu_dim for part in parts]),
         records=_join_each([part.records for part in parts]),
         flow=_join_each([part.flow for part in parts]),
         extra=_join_each([part.extra for part in parts]),
         metadata=metadata,
+        special=special_tokens(graph, batch).cpu(),
     )
-
-
-def _target_ids(target: Resolved) -> dict[str, Any]:
-    """The target's token ids (answer, foil), one row per example, to explain it again."""
-    return {"target_ids": None if target.token_ids is None else target.token_ids.tolist()}
 
 
 def _metadata(graph: ModelGraph, explainer: Explainer, part: Explained) -> dict[str, Any]:

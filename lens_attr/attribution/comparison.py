@@ -10,6 +10,7 @@ import pandas as pd
 
 from lens_attr import display
 from lens_attr.attribution.relevance import Relevance
+from lens_attr.attribution.special_tokens import Also, Policy
 from lens_attr.display import Glance, Shown
 
 if TYPE_CHECKING:
@@ -40,6 +41,11 @@ class Comparison(Shown):
             total = display.number(sum(text.values))
             texts.append(replace(text, heading=f"{name}: adds up to {total} {result.unit}"))
         return Glance(self.headline, texts)
+
+    def with_special_tokens(self, policy: Policy, also: Also = None) -> Comparison:
+        """Every result under one policy, see `Relevance.with_special_tokens`."""
+        each = self.results.items()
+        return Comparison({name: r.with_special_tokens(policy, also) for name, r in each})
 
     def to_pandas(self, example: int = 0) -> pd.DataFrame:
         """One row per token, one column per method, for one example."""

@@ -18,12 +18,12 @@ from lens_attr.attribution.embeddings import (
     Embeddings,
     InputEmbeddings,
     baseline_embedding,
-    masked_sum,
 )
 from lens_attr.attribution.explainer import Explained
-from lens_attr.attribution.gradients import collect, firings, flow_of, stacked, want
+from lens_attr.attribution.gradients import Reading, firings
+from lens_attr.attribution.jacobian import each_gradient
 from lens_attr.attribution.recording import Recorder, Request, product_of, resolve_requests
-from lens_attr.attribution.scoring import labels_of, refuse_non_finite
+from lens_attr.attribution.scoring import labels_of, logits_of_each, refuse_non_finite
 from lens_attr.errors import InputError
 from lens_attr.graph import ModelGraph, Role
 from lens_attr.graph.tokens import TokenBatch
@@ -69,7 +69,8 @@ class DeepLift(EmbeddingExplainer):
     records are (activation - its baseline) x multiplier.
 
     Targets are linear in the logits (`Logit`, `LogitDiff`, `TopLogit` with the top token of x), or
-    `LogProb`. Cost: one forward and one backward of [x; x0], twice the batch.
+    `LogProb`. Cost: one forward and one backward of [x; x0], twice the batch. Further targets cost
+    one backward each.
 
     Multipliers are bounded by no derivative. A softmax whose scores all grew by s has multipliers
     of order exp(s), though it did not change; they cancel in the sum, less so in the tokens.
@@ -114,39 +115,60 @@ class DeepLift(EmbeddingExplainer):
         Raises:
             InputError: a target that is neither linear in the logits nor a log-probability.
         """
-        _refuse_target(target)
+        return self.explain_many(graph, batch, [target])[0]
+
+    def explain_many(
+        self, graph: ModelGraph, batch: TokenBatch, targets: Sequence[Resolved]
+    ) -> list[Explained]:
+        """One forward for all, and one backward each; raises as `explain` does."""
+        for target in targets:
+            _refuse_target(target)
         requests = _requests(graph, self.record)
         recorder = Recorder(batch.padding_mask, combine=_relevance)
-        want(graph, recorder, requests)
-        inputs = InputEmbeddings()
         session = Session(graph, self.rules, strict=True)
-        pair = batch.rows([*range(len(batch))] * 2)
+        reading = Reading(graph, requests, recorder, session)
+        inputs = InputEmbeddings()
+        twice = [*range(len(batch))] * 2
+        pair, aimed = batch.rows(twice), [target.rows(twice) for target in targets]
         baseline = baseline_embedding(graph, self.baseline)
         with torch.enable_grad(), ExitStack() as stack:
             _put_baseline(graph, baseline, self.embeddings, stack)
             inputs.attach(graph, stack)
             stack.enter_context(recorder)
             stack.enter_context(session)
-            position = target.position.repeat(2)
-            logits = graph.logits_at(pair.token_ids, pair.padding_mask, position)
-            top = _at_the_top(graph, target, logits.detach())
-            (grad,) = torch.autograd.grad(logits, inputs.leaf, top.gradient)
-        mask = batch.attention_mask
-        tokens = masked_sum(_relevance(inputs.embedding(self.embeddings), grad), mask)
+            logits = logits_of_each(graph, pair, aimed)
+            aims = list(zip(targets, logits, strict=True))
+            tops = [_at_the_top(graph, target, at.detach()) for target, at in aims]
+            values = [(at * top.gradient).sum(dim=-1) for at, top in zip(logits, tops, strict=True)]
+            read = partial(
+                reading.fields,
+                inputs.embedding("full"),
+                inputs.embedding(self.embeddings),
+                inputs.leaf.detach(),
+                batch.attention_mask,
+            )
+            found = list(each_gradient(values, inputs.leaf, read, before=reading.clear))
+        each = zip(targets, logits, tops, found, strict=True)
+        return [self._explained(session, *parts) for parts in each]
+
+    def _explained(
+        self,
+        session: Session,
+        target: Resolved,
+        logits: Float[Tensor, "pair d_vocab"],
+        top: Top,
+        parts: dict[str, Any],
+    ) -> Explained:
+        tokens = parts["tokens"]
         refuse_non_finite("relevance", tokens)
-        whole = masked_sum(_relevance(inputs.embedding("full"), grad), mask)
         gap = (top.value - top.baseline).to(tokens) - tokens.sum(dim=1)
         return Explained(
-            tokens=tokens,
             target_value=top.value,
             labels=labels_of(target, halves(logits.detach())[0]),
-            head_tokens=stacked(graph, recorder, "z", "per head"),
-            heads_relu_dim=stacked(graph, recorder, "z", "relu_dim"),
-            records={r.key: collect(recorder, r) for r in requests},
-            flow={"embedding": whole.sum(dim=1)} | flow_of(graph, recorder),
             extra={"baseline_value": top.baseline, "summation_gap": gap},
             metadata={"fired": firings(session)},
             notices=_notices(tokens, gap, top),
+            **parts,
         )
 
 

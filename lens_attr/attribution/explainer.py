@@ -61,6 +61,19 @@ class Explainer(ABC):
             RuleNotAppliedError, RuleConflictError, UnsupportedModelError: from the rules.
         """
 
+    def explain_many(
+        self, graph: ModelGraph, batch: TokenBatch, targets: Sequence[Resolved]
+    ) -> list[Explained]:
+        """Explain one batch by each of several targets, with what they share computed once.
+
+        Equal to `explain` for each in turn, up to rounding; raises as it does.
+        """
+        return [self.explain(graph, batch, target) for target in targets]
+
+    def forwards(self, graph: ModelGraph, batch: TokenBatch, targets: Sequence[Resolved]) -> int:
+        """How many forwards `explain_many` takes, for the progress bar."""
+        return 1
+
     def refuse(self, graph: ModelGraph, batch: TokenBatch) -> None:  # noqa: B027
         """Raise where this method is not defined for a model, or an option not for the input.
 

@@ -3,19 +3,22 @@
 from __future__ import annotations
 
 from abc import abstractmethod
+from collections.abc import Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass
-from typing import ClassVar
+from typing import Any, ClassVar
 
 import torch
 from torch import Tensor
 
 from lens_attr.attribution.embeddings import InputEmbeddings, masked_sum
 from lens_attr.attribution.explainer import Explained, Explainer
+from lens_attr.attribution.jacobian import at_once, each_gradient
 from lens_attr.attribution.recording import Recorder
-from lens_attr.attribution.scoring import gradient_of, labels_of, refuse_non_finite, target_value
+from lens_attr.attribution.scoring import labels_of, refuse_non_finite, target_values
 from lens_attr.graph import ModelGraph
 from lens_attr.graph.tokens import TokenBatch
+from lens_attr.rules import RuleSet
 from lens_attr.targets import Resolved
 
 
@@ -38,27 +41,45 @@ class GradientNorm(Explainer):
 
     def explain(self, graph: ModelGraph, batch: TokenBatch, target: Resolved) -> Explained:
         """One forward and one backward. See `Explainer.explain`."""
+        return self.explain_many(graph, batch, [target])[0]
+
+    def explain_many(
+        self, graph: ModelGraph, batch: TokenBatch, targets: Sequence[Resolved]
+    ) -> list[Explained]:
+        """One forward for all, and one backward each. See `Explainer.explain_many`."""
         points = graph.points("z")
         sizes_only = lambda _, gradient: self._size(gradient)  # noqa: E731
         recorder = Recorder(batch.padding_mask, sizes_only, lowered=True)
         for point in points:
             recorder.want(point, "per head", lambda sizes: sizes.sum(dim=-1))
         inputs = InputEmbeddings()
+
+        def read(gradient: Tensor) -> dict[str, Any]:
+            heads = torch.stack([recorder.get(point, "per head") for point in points], dim=1)
+            tokens = masked_sum(self._size(gradient), batch.attention_mask)
+            return {"tokens": tokens, "head_tokens": heads, "heads_relu_dim": heads.sum(dim=2)}
+
+        together = at_once(graph, batch, targets, RuleSet())
         with torch.enable_grad(), ExitStack() as stack:
             inputs.attach(graph, stack)
             stack.enter_context(recorder)
-            value, logits = target_value(graph, batch, target)
-            gradient = gradient_of(value, inputs.leaf)
-        tokens = masked_sum(self._size(gradient), batch.attention_mask)
-        refuse_non_finite("relevance", tokens)
-        heads = torch.stack([recorder.get(point, "per head") for point in points], dim=1)
+            scored = target_values(graph, batch, targets)
+            values = [value for value, _ in scored]
+            found = list(
+                each_gradient(values, inputs.leaf, read, before=recorder.clear, at_once=together)
+            )
+        explained = zip(targets, scored, found, strict=True)
+        return [self._explained(target, *pair, parts) for target, pair, parts in explained]
+
+    def _explained(
+        self, target: Resolved, value: Tensor, logits: Tensor, parts: dict[str, Any]
+    ) -> Explained:
+        refuse_non_finite("relevance", parts["tokens"])
         return Explained(
-            tokens=tokens,
             target_value=value.detach(),
             labels=labels_of(target, logits),
-            head_tokens=heads,
-            heads_relu_dim=heads.sum(dim=2),
             unit=self.per.format(target.unit),
+            **parts,
         )
 
     def _size(self, gradient: Tensor) -> Tensor:

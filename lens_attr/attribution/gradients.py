@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import torch
@@ -18,6 +19,7 @@ from lens_attr.attribution.embeddings import (
     masked_sum,
 )
 from lens_attr.attribution.explainer import Explained
+from lens_attr.attribution.jacobian import at_once, each_gradient
 from lens_attr.attribution.recording import (
     FLOW,
     Recorder,
@@ -26,7 +28,7 @@ from lens_attr.attribution.recording import (
     product_of,
     resolve_requests,
 )
-from lens_attr.attribution.scoring import gradient_of, labels_of, refuse_non_finite, target_value
+from lens_attr.attribution.scoring import labels_of, refuse_non_finite, target_values
 from lens_attr.errors import InputError
 from lens_attr.graph import ModelGraph, Role
 from lens_attr.graph.segments import Segments
@@ -70,39 +72,63 @@ class GradientTimesInput(EmbeddingExplainer):
 
     def explain(self, graph: ModelGraph, batch: TokenBatch, target: Resolved) -> Explained:
         """One forward and one backward, whatever is recorded. See `Explainer.explain`."""
+        return self.explain_many(graph, batch, [target])[0]
+
+    def explain_many(
+        self, graph: ModelGraph, batch: TokenBatch, targets: Sequence[Resolved]
+    ) -> list[Explained]:
+        """One forward for all, and one backward each. See `Explainer.explain_many`."""
         requests = resolve_requests(graph, self.record)
         baseline = baseline_embedding(graph, self.baseline)
-        (embed,) = graph.points("embed")
-        at_leaf = [r for r in requests if r.points[0].name == embed.name]
-        elsewhere = [r for r in requests if r.points[0].name != embed.name]
         lowered = not self.record
-        recorder = Recorder(batch.padding_mask, lowered=lowered)
-        want(graph, recorder, elsewhere)
-        inputs = InputEmbeddings()
+        alone = self.checkpoint or not lowered
+        together = 1 if alone else at_once(graph, batch, targets, self.rules)
         session = Session(graph, self.rules, strict=True, lowered=lowered)
+        reading = Reading(graph, requests, Recorder(batch.padding_mask, lowered=lowered), session)
+        recorder, inputs = reading.recorder, InputEmbeddings()
         with torch.enable_grad(), ExitStack() as stack:
             inputs.attach(graph, stack)
             for context in (session, recorder) if lowered else (recorder, session):
                 stack.enter_context(context)
             segments = _cut(graph, session, recorder, stack) if self.checkpoint else None
-            value, logits = target_value(graph, batch, target)
-            grad = gradient_of(value, inputs.leaf, segments)
-        mask = batch.attention_mask
-        tokens = masked_sum(product_of(inputs.embedding(self.embeddings) - baseline, grad), mask)
-        refuse_non_finite("relevance", tokens)
-        whole = masked_sum(product_of(inputs.embedding("full"), grad), mask)
-        leaf = inputs.leaf.detach()
+            scored = target_values(graph, batch, targets)
+            read = partial(
+                reading.fields,
+                inputs.embedding("full"),
+                inputs.embedding(self.embeddings) - baseline,
+                inputs.leaf.detach(),
+                batch.attention_mask,
+            )
+            values = [value for value, _ in scored]
+            found = list(
+                each_gradient(
+                    values,
+                    inputs.leaf,
+                    read,
+                    before=reading.clear,
+                    at_once=together,
+                    segments=segments,
+                )
+            )
+        each = zip(targets, scored, found, strict=True)
+        return [self._explained(graph, session, t, *pair, parts) for t, pair, parts in each]
+
+    def _explained(
+        self,
+        graph: ModelGraph,
+        session: Session,
+        target: Resolved,
+        value: Tensor,
+        logits: Tensor,
+        parts: dict[str, Any],
+    ) -> Explained:
+        refuse_non_finite("relevance", parts["tokens"])
         return Explained(
-            tokens=tokens,
             target_value=value.detach(),
             labels=labels_of(target, logits),
-            head_tokens=stacked(graph, recorder, "z", "per head"),
-            heads_relu_dim=stacked(graph, recorder, "z", "relu_dim"),
-            records={r.key: collect(recorder, r) for r in elsewhere}
-            | {r.key: _at_leaf(leaf, grad, mask) for r in at_leaf},
-            flow={"embedding": whole.sum(dim=1)} | flow_of(graph, recorder),
             metadata={"fired": firings(session)},
             notices=self._degenerate(graph, session),
+            **parts,
         )
 
     def _degenerate(self, graph: ModelGraph, session: Session) -> list[str]:
@@ -116,6 +142,53 @@ class GradientTimesInput(EmbeddingExplainer):
             "with its true gradient the relevance of the full embedding is zero up to rounding. "
             'Use embeddings="token", a baseline, or a method that freezes norms (lrp, attnlrp).'
         ]
+
+
+class Reading:
+    """What is kept of every backward of one forward."""
+
+    def __init__(
+        self, graph: ModelGraph, requests: Sequence[Request], recorder: Recorder, session: Session
+    ) -> None:
+        (embed,) = graph.points("embed")
+        self.graph, self.recorder, self.session = graph, recorder, session
+        self.at_leaf = [r for r in requests if r.points[0].name == embed.name]
+        self.elsewhere = [r for r in requests if r.points[0].name != embed.name]
+        want(graph, recorder, self.elsewhere)
+
+    def clear(self) -> None:
+        """Forget what the backward before has recorded and counted."""
+        self.recorder.clear()
+        self.session.clear_counts()
+
+    def fields(
+        self,
+        full: Float[Tensor, "row pos d"],
+        change: Float[Tensor, "row pos d"],
+        leaf: Float[Tensor, "row pos d"],
+        mask: Bool[Tensor, "batch pos"],
+        grad: Float[Tensor, "row pos d"],
+    ) -> dict[str, Any]:
+        """The fields of `Explained` that the gradient at the leaf and the recorder give.
+
+        Args:
+            full: all that is embedded.
+            change: the part that is explained, less its baseline.
+            leaf: the token embedding.
+            mask: True on real tokens.
+            grad: what arrived at the leaf.
+        """
+        self.session.verify()
+        recorder = self.recorder
+        whole = masked_sum(recorder.combine(full, grad), mask).sum(dim=1)
+        return {
+            "tokens": masked_sum(recorder.combine(change, grad), mask),
+            "head_tokens": stacked(self.graph, recorder, "z", "per head"),
+            "heads_relu_dim": stacked(self.graph, recorder, "z", "relu_dim"),
+            "records": {r.key: collect(recorder, r) for r in self.elsewhere}
+            | {r.key: _at_leaf(leaf, grad, mask) for r in self.at_leaf},
+            "flow": {"embedding": whole} | flow_of(self.graph, recorder),
+        }
 
 
 def preset_explainer(preset: Callable[..., RuleSet], **options: Any) -> GradientTimesInput:

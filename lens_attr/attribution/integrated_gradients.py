@@ -63,7 +63,8 @@ class IntegratedGradients(PerturbationExplainer):
     and the gap stays large for thousands of steps: use a token as the baseline. The target
     stays the same along the path: a top logit is that of the token on top at x.
 
-    Cost: ``steps`` forwards and backwards, and 2 forwards for F(x) and F(x0).
+    Cost: ``steps`` forwards and backwards, and 2 forwards for F(x) and F(x0). Further targets
+    cost ``steps`` backwards each.
 
     Attributes:
         steps: number of gradients.
@@ -77,13 +78,19 @@ class IntegratedGradients(PerturbationExplainer):
         super().__post_init__()
         nodes(self.quadrature, self.steps)
 
-    def explain(self, graph: ModelGraph, batch: TokenBatch, target: Resolved) -> Explained:
-        """See `Explainer.explain`."""
-        inputs = read_inputs(graph, batch, target, self.embeddings, self.baseline)
-        function = model_function(graph, batch, inputs.target, self.embeddings)
-        size = self.rows_per_call(batch, target)
+    def forwards(self, graph: ModelGraph, batch: TokenBatch, targets: Sequence[Resolved]) -> int:
+        """See `Explainer.forwards`."""
+        return 1 + self.calls(self.steps, batch, targets) + self.calls(1, batch, targets)
+
+    def explain_many(
+        self, graph: ModelGraph, batch: TokenBatch, targets: Sequence[Resolved]
+    ) -> list[Explained]:
+        """The forwards of the path serve every target. See `Explainer.explain_many`."""
+        inputs = read_inputs(graph, batch, targets, self.embeddings, self.baseline)
+        function = model_function(graph, batch, inputs.targets, self.embeddings)
+        size = self.rows_per_call(batch, targets)
         with self._rules(graph):
-            gradient = average_gradient(
+            gradients = average_gradient(
                 function,
                 inputs.start,
                 inputs.end,
@@ -91,16 +98,29 @@ class IntegratedGradients(PerturbationExplainer):
                 size,
                 self._change,
             )
-        tokens = masked_sum((inputs.end - inputs.start) * gradient, batch.attention_mask)
+        mask, change = batch.attention_mask, inputs.end - inputs.start
+        baseline_values = value_at(function, inputs.start, size)
+        each = zip(gradients, inputs.values, baseline_values, inputs.labels, strict=True)
+        return [
+            self._explained(masked_sum(change * gradient, mask), value, baseline_value, labels)
+            for gradient, value, baseline_value, labels in each
+        ]
+
+    def _explained(
+        self,
+        tokens: Float[Tensor, "batch pos"],
+        value: Float[Tensor, " batch"],
+        baseline_value: Float[Tensor, " batch"],
+        labels: list[str],
+    ) -> Explained:
         refuse_non_finite("relevance", tokens)
-        baseline_value = value_at(function, inputs.start, size)
-        gap = tokens.sum(dim=1) - (inputs.value - baseline_value)
+        gap = tokens.sum(dim=1) - (value - baseline_value)
         return Explained(
             tokens=tokens,
-            target_value=inputs.value,
-            labels=inputs.labels,
+            target_value=value,
+            labels=labels,
             extra={"baseline_value": baseline_value, "completeness_gap": gap},
-            notices=self._incomplete(inputs.value, baseline_value, gap),
+            notices=self._incomplete(value, baseline_value, gap),
         )
 
     def _rules(self, graph: ModelGraph) -> AbstractContextManager[Any]:
@@ -224,7 +244,8 @@ class GradientShap(PerturbationExplainer):
     expectation, to F(x) - E[F(x0)]. The same seed gives the same result on every device and for
     every batch size; torch's global random state is neither read nor changed.
 
-    Cost: ``n_samples`` forwards and backwards, and 1 forward.
+    Cost: ``n_samples`` forwards and backwards, and 1 forward. Further targets cost ``n_samples``
+    backwards each.
 
     Attributes:
         n_samples: number of (x0, alpha) pairs, at least 2.
@@ -277,35 +298,47 @@ class GradientShap(PerturbationExplainer):
     def _baselines(self) -> list[Baseline]:
         return [self.baseline] if self.baselines is None else list(self.baselines)
 
-    def explain(self, graph: ModelGraph, batch: TokenBatch, target: Resolved) -> Explained:
-        """See `Explainer.explain`."""
-        inputs = read_inputs(graph, batch, target, self.embeddings, None)
+    def forwards(self, graph: ModelGraph, batch: TokenBatch, targets: Sequence[Resolved]) -> int:
+        """See `Explainer.forwards`."""
+        return 1 + self.calls(self.n_samples, batch, targets)
+
+    def explain_many(
+        self, graph: ModelGraph, batch: TokenBatch, targets: Sequence[Resolved]
+    ) -> list[Explained]:
+        """The forwards of the samples serve every target. See `Explainer.explain_many`."""
+        inputs = read_inputs(graph, batch, targets, self.embeddings, None)
         samples = self._samples(graph, batch, inputs)
+        each = zip(samples, inputs.values, inputs.labels, strict=True)
+        return [self._explained(*parts) for parts in each]
+
+    def _explained(
+        self,
+        samples: Float[Tensor, "sample batch pos"],
+        value: Float[Tensor, " batch"],
+        labels: list[str],
+    ) -> Explained:
         tokens = samples.mean(dim=0)
         refuse_non_finite("relevance", tokens)
-        return Explained(
-            tokens=tokens,
-            target_value=inputs.value,
-            labels=inputs.labels,
-            extra={"standard_error": samples.std(dim=0) / self.n_samples**0.5},
-        )
+        error = samples.std(dim=0) / self.n_samples**0.5
+        return Explained(tokens, value, labels, extra={"standard_error": error})
 
     def _samples(
         self, graph: ModelGraph, batch: TokenBatch, inputs: Inputs
-    ) -> Float[Tensor, "sample batch pos"]:
+    ) -> Float[Tensor, "target sample batch pos"]:
         """(x - x0) . gradient of every sample."""
         end, mask = inputs.end, batch.attention_mask
-        function = model_function(graph, batch, inputs.target, self.embeddings)
+        function = model_function(graph, batch, inputs.targets, self.embeddings)
         starts = self._starts(graph, batch, inputs)
         alphas = starts.draws.alpha.to(end.device)
-        found = end.new_zeros(self.n_samples, *mask.shape)
-        size = self.rows_per_call(batch, inputs.target)
+        found = end.new_zeros(len(inputs.targets), self.n_samples, *mask.shape)
+        size = self.rows_per_call(batch, inputs.targets)
         for sample, example in chunks(self.n_samples, len(batch), size, end.device):
             start, here = starts(sample, example), end[example]
-            _, gradient = value_and_gradient(
+            _, gradients = value_and_gradient(
                 function, between(start, here, alphas[sample]), example
             )
-            found[sample, example] = masked_sum((here - start) * gradient, mask[example])
+            for own, gradient in zip(found, gradients, strict=True):
+                own[sample, example] = masked_sum((here - start) * gradient, mask[example])
         return found
 
     def _starts(self, graph: ModelGraph, batch: TokenBatch, inputs: Inputs) -> RandomBaselines:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Literal, get_args
 
@@ -18,7 +18,12 @@ from lens_attr.attribution.perturbation import (
     model_function,
     read_inputs,
 )
-from lens_attr.attribution.scoring import refuse_non_finite, target_value
+from lens_attr.attribution.scoring import (
+    by_position,
+    refuse_non_finite,
+    target_values,
+    with_shared_position,
+)
 from lens_attr.errors import InputError
 from lens_attr.graph import ModelGraph
 from lens_attr.graph.tokens import TokenBatch, special_tokens
@@ -47,7 +52,8 @@ class Occlusion(PerturbationExplainer):
     the removed token is the one that predicts, the token before it predicts. The true change of
     the model, not an approximation by gradients; it does not sum to the target.
 
-    Cost: 1 forward, and 1 for each occluded window, in batches of ``max_batch_tokens``.
+    Cost: 1 forward, and 1 for each occluded window, in batches of ``max_batch_tokens``. Further
+    targets at the same position cost nothing.
 
     Attributes:
         window: how many neighbouring tokens are occluded together. Every window of the text is
@@ -66,33 +72,51 @@ class Occlusion(PerturbationExplainer):
                 f"special_tokens must be 'keep' or 'occlude', got {self.special_tokens!r}."
             )
 
-    def explain(self, graph: ModelGraph, batch: TokenBatch, target: Resolved) -> Explained:
-        """See `Explainer.explain`."""
-        removes = isinstance(self.baseline, str) and self.baseline == REMOVE
-        baseline = None if removes else self.baseline
-        inputs = read_inputs(graph, batch, target, self.embeddings, baseline)
-        occludable = self._occludable(graph, batch, inputs.target, removes)
-        if removes:
-            run = _removing(graph, batch, inputs.target)
+    def forwards(self, graph: ModelGraph, batch: TokenBatch, targets: Sequence[Resolved]) -> int:
+        """See `Explainer.forwards`."""
+        found = 0
+        for group in by_position(targets):
+            some = [targets[k] for k in group]
+            occludable = self._occludable(graph, batch, some[0])
+            rows = Windows.of(occludable, self.window).rows(_whole_batch(some))
+            found += 1 + -(-len(rows) // self.rows_per_call(batch, some))
+        return found
+
+    def explain_many(
+        self, graph: ModelGraph, batch: TokenBatch, targets: Sequence[Resolved]
+    ) -> list[Explained]:
+        """Every occluded text serves the targets of one position. See `Explainer.explain_many`."""
+        return with_shared_position(targets, lambda some: self._at_one_position(graph, batch, some))
+
+    def _at_one_position(
+        self, graph: ModelGraph, batch: TokenBatch, targets: Sequence[Resolved]
+    ) -> list[Explained]:
+        baseline = None if self._removes else self.baseline
+        inputs = read_inputs(graph, batch, targets, self.embeddings, baseline)
+        occludable = self._occludable(graph, batch, targets[0])
+        if self._removes:
+            run = _removing(graph, batch, inputs.targets)
         else:
             run = self._replacing(graph, batch, inputs)
         windows = Windows.of(occludable, self.window)
-        tokens = self._mean_drops(batch, inputs, windows, run)
-        refuse_non_finite("relevance", tokens)
-        return Explained(
-            tokens=tokens,
-            target_value=inputs.value,
-            labels=inputs.labels,
-            notices=[] if bool((windows.number > 0).all()) else [NOTHING_OCCLUDED],
-        )
+        drops = self._mean_drops(batch, inputs, windows, run)
+        notices = [] if bool((windows.number > 0).all()) else [NOTHING_OCCLUDED]
+        for tokens in drops:
+            refuse_non_finite("relevance", tokens)
+        each = zip(drops, inputs.values, inputs.labels, strict=True)
+        return [Explained(*parts, notices=list(notices)) for parts in each]
+
+    @property
+    def _removes(self) -> bool:
+        return isinstance(self.baseline, str) and self.baseline == REMOVE
 
     def _occludable(
-        self, graph: ModelGraph, batch: TokenBatch, target: Resolved, removes: bool
+        self, graph: ModelGraph, batch: TokenBatch, target: Resolved
     ) -> Bool[Tensor, "batch pos"]:
         allowed = batch.attention_mask.clone()
         if self.special_tokens == "keep":
             allowed &= ~special_tokens(graph, batch)
-        if removes and graph.is_masked_model:  # the question itself
+        if self._removes and graph.is_masked_model:  # the question itself
             allowed.scatter_(1, target.position[:, None], False)
         return allowed
 
@@ -102,26 +126,26 @@ class Occlusion(PerturbationExplainer):
         inputs: Inputs,
         windows: Windows,
         run: Callable[[Tensor, Hidden], Tensor],
-    ) -> Float[Tensor, "batch pos"]:
+    ) -> Float[Tensor, "target batch pos"]:
         """F(x) - F(occluded), of every token the mean over the windows that cover it."""
-        total = inputs.end.new_zeros(batch.token_ids.shape)
-        covered = torch.zeros_like(total)
-        rows = windows.rows(whole_batch=inputs.target.full is not None)
-        size = self.rows_per_call(batch, inputs.target)
+        covered = inputs.end.new_zeros(batch.token_ids.shape)
+        total = covered.new_zeros(len(inputs.targets), *covered.shape)
+        rows = windows.rows(_whole_batch(inputs.targets))
+        size = self.rows_per_call(batch, inputs.targets)
         for first in range(0, len(rows), size):
             window, example = rows[first : first + size].unbind(dim=1)
             hidden = windows.hidden(window, example)
             with torch.no_grad():
-                value = run(example, hidden)
-            drop = (inputs.value[example] - value).to(total)
-            total.index_add_(0, example, hidden * drop[:, None])
+                values = run(example, hidden)
+            drops = (inputs.values[:, example] - values).to(total)
+            total.index_add_(1, example, hidden * drops[..., None])
             covered.index_add_(0, example, hidden.to(total))
         return total / covered.clamp_min(1)
 
     def _replacing(
         self, graph: ModelGraph, batch: TokenBatch, inputs: Inputs
     ) -> Callable[[Tensor, Hidden], Tensor]:
-        function = model_function(graph, batch, inputs.target, self.embeddings)
+        function = model_function(graph, batch, inputs.targets, self.embeddings)
 
         def run(example: Tensor, hidden: Hidden) -> Tensor:
             start, end = inputs.start[example], inputs.end[example]
@@ -169,12 +193,20 @@ class Windows:
         return (rank >= start) & (rank < start + self.size) & there
 
 
+def _whole_batch(targets: Sequence[Resolved]) -> bool:
+    """Whether every call must hold all examples."""
+    return any(target.full is not None for target in targets)
+
+
 def _removing(
-    graph: ModelGraph, batch: TokenBatch, target: Resolved
+    graph: ModelGraph, batch: TokenBatch, targets: Sequence[Resolved]
 ) -> Callable[[Tensor, Hidden], Tensor]:
     def run(example: Tensor, hidden: Hidden) -> Tensor:
         rows = example.tolist()
-        return target_value(graph, *without(graph, batch.rows(rows), target.rows(rows), hidden))[0]
+        whole = batch.rows(rows)
+        shorter = [without(graph, whole, target.rows(rows), hidden) for target in targets]
+        moved = [target for _, target in shorter]
+        return torch.stack([value for value, _ in target_values(graph, shorter[0][0], moved)])
 
     return run
 

@@ -1,7 +1,9 @@
 """Gradients along a straight path: quadrature and evaluation, for any function of a tensor.
 
 Nothing here knows a transformer. The function is handed rows of points, and for each row the
-example that it is a variant of, so that many points of several examples go through in one call.
+example that it is a variant of, so that many points of several examples go through in one call. It
+may give several numbers per row, one for each target, which then share that call: results have the
+same axis of targets in front.
 """
 
 from __future__ import annotations
@@ -14,11 +16,12 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
-from lens_attr.attribution.scoring import gradient_of
+from lens_attr.attribution.jacobian import each_gradient
 from lens_attr.errors import InputError, did_you_mean
 
 Function = Callable[[Tensor, Tensor], Tensor]
-"""Points [row, ...] and the example each belongs to [row], to one number per row [row]."""
+"""Points [row, ...] and the example each belongs to [row], to one number per row [row], or several
+[target, row]."""
 
 Quadrature = Literal["left", "right", "midpoint", "gauss_legendre"]
 """Where on the path the gradient is taken. The error falls as 1 / steps for ``"left"`` and
@@ -66,13 +69,14 @@ def chunks(
 
 def value_and_gradient(
     function: Function, point: Float[Tensor, "row ..."], example: Int[Tensor, " row"]
-) -> tuple[Float[Tensor, " row"], Float[Tensor, "row ..."]]:
-    """One forward and one backward for all rows; works under ``no_grad``."""
+) -> tuple[Float[Tensor, "*target row"], Float[Tensor, "*target row ..."]]:
+    """One forward for all rows, and one backward for each target; works under ``no_grad``."""
     with torch.enable_grad():
         leaf = point.detach().requires_grad_()
         value = function(leaf, example)
-        gradient = gradient_of(value, leaf)
-    return value.detach(), gradient
+        each = value.reshape(-1, len(point)).unbind()
+        found = [one["of leaf"] for one in each_gradient(each, leaf, lambda g: {"of leaf": g})]
+    return value.detach(), torch.stack(found).reshape(*value.shape[:-1], *point.shape)
 
 
 def between(
@@ -92,10 +96,11 @@ def average_gradient(
     weights: Float[Tensor, " step"],
     size: int,
     change: Callable[[Tensor], Tensor] | None = None,
-) -> Float[Tensor, "example ..."]:
+) -> Float[Tensor, "*target example ..."]:
     """Weighted sum of the gradients at ``start + alpha (end - start)``.
 
-    One forward and one backward for every ``size`` rows; memory does not grow with the steps.
+    One forward, and one backward for each target, for every ``size`` rows; memory does not grow
+    with the steps.
 
     Args:
         function: what is differentiated.
@@ -106,13 +111,16 @@ def average_gradient(
         size: rows per call of ``function``.
         change: applied to every gradient before it is added.
     """
-    total = torch.zeros_like(end)
+    total: Tensor | None = None
     alphas, weights = alphas.to(end.device), weights.to(end.device)
     for step, example in chunks(len(alphas), len(end), size, end.device):
         point = between(start[example], end[example], alphas[step])
         _, gradient = value_and_gradient(function, point, example)
         gradient = gradient if change is None else change(gradient)
-        total.index_add_(0, example, _beside(weights[step], gradient) * gradient)
+        if total is None:
+            total = gradient.new_zeros(*gradient.shape[: -end.ndim], *end.shape)
+        total.index_add_(-end.ndim, example, _beside(weights[step], point) * gradient)
+    assert total is not None
     return total
 
 

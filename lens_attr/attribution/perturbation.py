@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from abc import abstractmethod
 from collections.abc import Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass
@@ -18,8 +19,9 @@ from lens_attr.attribution.embeddings import (
     baseline_embedding,
     replaced_embedding,
 )
+from lens_attr.attribution.explainer import Explained
 from lens_attr.attribution.paths import Function, refuse_no_count
-from lens_attr.attribution.scoring import labels_of, target_value
+from lens_attr.attribution.scoring import labels_of, target_values
 from lens_attr.graph import ModelGraph
 from lens_attr.graph.tokens import TokenBatch
 from lens_attr.targets import Resolved
@@ -50,9 +52,23 @@ class PerturbationExplainer(EmbeddingExplainer):
         """The relevance of tokens does not depend on how weights are processed."""
         return []
 
-    def rows_per_call(self, batch: TokenBatch, target: Resolved) -> int:
+    def explain(self, graph: ModelGraph, batch: TokenBatch, target: Resolved) -> Explained:
+        """See `Explainer.explain`."""
+        return self.explain_many(graph, batch, [target])[0]
+
+    @abstractmethod
+    def explain_many(
+        self, graph: ModelGraph, batch: TokenBatch, targets: Sequence[Resolved]
+    ) -> list[Explained]:
+        """The variants of a text are the same for every target. See `Explainer.explain_many`."""
+
+    def calls(self, variants: int, batch: TokenBatch, targets: Sequence[Resolved]) -> int:
+        """How many forwards so many variants of every example take."""
+        return -(-variants * len(batch) // self.rows_per_call(batch, targets))
+
+    def rows_per_call(self, batch: TokenBatch, targets: Sequence[Resolved]) -> int:
         """How many variants go through the model together."""
-        if target.full is not None:
+        if any(target.full is not None for target in targets):
             return len(batch)
         return max(1, self.max_batch_tokens // batch.token_ids.shape[1])
 
@@ -64,24 +80,22 @@ class Inputs:
     Attributes:
         end: the embeddings that are explained.
         start: the baseline, which equals ``end`` on padding.
-        value: the explained number.
-        logits: at the explained position.
-        target: what is explained, also where the input changes.
-        labels: the same in words.
+        values: the explained numbers.
+        targets: what is explained, also where the input changes.
+        labels: the same in words, per target and example.
     """
 
     end: Float[Tensor, "batch pos d_model"]
     start: Float[Tensor, "batch pos d_model"]
-    value: Float[Tensor, " batch"]
-    logits: Float[Tensor, "batch d_vocab"]
-    target: Resolved
-    labels: list[str]
+    values: Float[Tensor, "target batch"]
+    targets: list[Resolved]
+    labels: list[list[str]]
 
 
 def read_inputs(
     graph: ModelGraph,
     batch: TokenBatch,
-    target: Resolved,
+    targets: Sequence[Resolved],
     which: Embeddings,
     baseline: Baseline,
 ) -> Inputs:
@@ -95,37 +109,38 @@ def read_inputs(
     inputs = InputEmbeddings()
     with torch.no_grad(), ExitStack() as stack:
         inputs.attach(graph, stack)
-        value, logits = target_value(graph, batch, target)
+        scored = target_values(graph, batch, targets)
     end = inputs.embedding(which)
     end = end.to(torch.promote_types(end.dtype, torch.float32))
     real = batch.attention_mask[..., None]
+    pairs = [(target, logits) for target, (_, logits) in zip(targets, scored, strict=True)]
     return Inputs(
         end=end,
         start=torch.where(real, start.to(end).expand_as(end), end),
-        value=value,
-        logits=logits,
-        target=target.pinned(logits),
-        labels=labels_of(target, logits),
+        values=torch.stack([value for value, _ in scored]),
+        targets=[target.pinned(logits) for target, logits in pairs],
+        labels=[labels_of(target, logits) for target, logits in pairs],
     )
 
 
 def model_function(
-    graph: ModelGraph, batch: TokenBatch, target: Resolved, which: Embeddings
+    graph: ModelGraph, batch: TokenBatch, targets: Sequence[Resolved], which: Embeddings
 ) -> Function:
-    """The explained number as a function of the embeddings."""
+    """The explained numbers [target, row] as a function of the embeddings."""
 
-    def value(point: Tensor, example: Tensor) -> Tensor:
+    def values(point: Tensor, example: Tensor) -> Tensor:
         rows = example.tolist()
         with replaced_embedding(graph, point.to(graph.dtype), which):
-            return target_value(graph, batch.rows(rows), target.rows(rows))[0]
+            some = [target.rows(rows) for target in targets]
+            return torch.stack([v for v, _ in target_values(graph, batch.rows(rows), some)])
 
-    return value
+    return values
 
 
 def value_at(
     function: Function, points: Float[Tensor, "example ..."], size: int
-) -> Float[Tensor, " example"]:
-    """The explained number at one point per example, without gradients."""
+) -> Float[Tensor, "*target example"]:
+    """The explained numbers at one point per example, without gradients."""
     every = torch.arange(len(points), device=points.device)
     with torch.no_grad():
-        return torch.cat([function(points[rows], rows) for rows in every.split(size)])
+        return torch.cat([function(points[rows], rows) for rows in every.split(size)], dim=-1)

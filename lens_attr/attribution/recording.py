@@ -143,6 +143,11 @@ class Recorder:
             if probe.point.layer == layer:
                 probe.activation = None
 
+    def clear(self) -> None:
+        """Forget what was recorded, before another backward of the same forward."""
+        for probe in self._probes.values():
+            probe.results.clear()
+
     def get(self, point: Point, key: str) -> Tensor:
         """What was recorded.
 

@@ -292,11 +292,14 @@ class MethodTable:
 
     def to_markdown(self) -> str:
         """The table as it stands in the README."""
-        lines = ["| method | what it computes | defined for | sums to the target | source |"]
-        lines.append("|---|---|---|---|---|")
+        columns = ("method", "what it computes", "defined for", "target-aware")
+        columns = (*columns, "sums to the target", "cost per batch", "source")
+        rows = [columns, ("---",) * len(columns)]
         for m in self:
-            cells = (f"`{m.name}`", m.summary, m.defined_for, m.conserves, m.source)
-            lines.append(f"| {' | '.join(cells)} |")
+            aware = "yes" if m.target_aware else "no"
+            kept = (m.conserves, m.cost, m.source)
+            rows.append((f"`{m.name}`", m.summary, m.defined_for, aware, *kept))
+        lines = [f"| {' | '.join(row)} |" for row in rows]
         return "\n".join(lines)
 
     def __repr__(self) -> str:

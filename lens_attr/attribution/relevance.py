@@ -14,6 +14,7 @@ from torch import Tensor
 from lens_attr import display
 from lens_attr.attribution import storage
 from lens_attr.attribution.conservation import Conservation, conservation_of
+from lens_attr.attribution.special_tokens import Also, Policy, chosen, mass_on, under_policy
 from lens_attr.display import ColouredText, Glance, Shown
 from lens_attr.errors import InputError, did_you_mean
 
@@ -54,6 +55,7 @@ class Relevance(Shown):
         records: activation x arriving gradient at every recorded role or hook point.
         flow: relevance summed over all positions at the joints of every block, for `check`.
         extra: parts that belong to one method alone (emphasis factors, per-layer terms, ...).
+        special: True on tokens that the tokenizer calls special (BOS, [CLS], [SEP], [MASK]).
         metadata: everything needed to say how this was made (model, rules, options, versions).
     """
 
@@ -72,6 +74,7 @@ class Relevance(Shown):
     flow: Mapping[str, Tensor] = field(default_factory=dict)
     extra: Mapping[str, Tensor] = field(default_factory=dict)
     metadata: Mapping[str, Any] = field(default_factory=dict)
+    special: Bool[Tensor, "B P"] | None = None
 
     def __len__(self) -> int:
         return len(self.str_tokens)
@@ -98,6 +101,7 @@ class Relevance(Shown):
             records={name: value[keep] for name, value in self.records.items()},
             flow={name: value[keep] for name, value in self.flow.items()},
             extra={name: value[keep] for name, value in self.extra.items()},
+            special=None if self.special is None else self.special[keep, real],
         )
 
     def __iter__(self) -> Iterator[Relevance]:
@@ -107,7 +111,17 @@ class Relevance(Shown):
         """The coloured texts, up to the first 8 examples."""
         shown = [self.coloured_text(i) for i in range(min(len(self), MOST_SHOWN))]
         notes = [f"... and {len(self) - MOST_SHOWN} more"] if len(self) > MOST_SHOWN else []
+        notes += self._special_note()
         return Glance(self.headline, shown, [*notes, *self.metadata.get("notices", ())])
+
+    def _special_note(self) -> list[str]:
+        mass = self.special_mass
+        if not bool((mass > 0).any()):
+            return []
+        each = f", mean of {len(self)} examples" if len(self) > 1 else ""
+        fate = {"ignore": " (left out)", "separate": ' (in r.extra["special_tokens"])'}
+        policy = fate.get(self.metadata.get("special_tokens", ""), "")
+        return [f"special tokens hold {mass.mean():.0%} of the absolute relevance{each}{policy}"]
 
     @property
     def headline(self) -> str:
@@ -159,6 +173,31 @@ class Relevance(Shown):
             if name in self.records:
                 return self.records[name]
         raise InputError('attention was not recorded: pass record=["pattern"] to la.attribute.')
+
+    @property
+    def special_mass(self) -> Float[Tensor, " B"]:
+        """Share of the absolute relevance that special tokens hold (held, where set aside)."""
+        if "special_mass" in self.extra:
+            return self.extra["special_mass"]
+        return mass_on(self.tokens, chosen(self, None))
+
+    def with_special_tokens(self, policy: Policy, also: Also = None) -> Relevance:
+        """The same result with its special tokens kept, ignored or set apart.
+
+        `special_mass` says in every case what share of the absolute relevance they hold. Only
+        ``tokens`` change; nothing is rescaled.
+
+        Args:
+            policy: ``"keep"``; ``"ignore"``: their relevance is 0; ``"separate"``: likewise, and it
+                stands in ``extra["special_tokens"]`` [B, P], so that both add up to what it was.
+            also: what else counts as special, such as attention sinks: a mask [B, P]
+                (``la.attention_sinks(model, text) > 0.5``), or tokens by their string.
+
+        Raises:
+            InputError: unknown policy, a mask of another shape, a string that is no token, or
+                special tokens that are set aside already.
+        """
+        return under_policy(self, policy, also)
 
     def check(self) -> Conservation:
         """How far the relevance is from the target, and where in the model the rest went."""

@@ -22,7 +22,7 @@ if TYPE_CHECKING:
 
 FORMAT = 1
 TENSORS = ("tokens", "token_ids", "attention_mask", "target_value", "position")
-OPTIONAL = ("head_tokens", "heads_relu_dim")
+OPTIONAL = ("head_tokens", "heads_relu_dim", "special")
 MAPPINGS = ("records", "flow", "extra")
 PLAIN = ("str_tokens", "target", "method", "unit")
 

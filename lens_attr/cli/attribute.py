@@ -51,8 +51,10 @@ def attribute(
     explained = options.build_target(target, foil, position)
     with console.working(f"loading {model}", quiet):
         loaded = options.load_model(model, backend, dtype, device)
-    with console.working("explaining", quiet):
-        results = {name: _explain(loaded, text, explained, name, embeddings) for name in method}
+    with console.notices(quiet):
+        results = {
+            name: _explain(loaded, text, explained, name, embeddings, quiet) for name in method
+        }
     comparison = Comparison(results)
     if save is not None:
         _save(comparison, save)
@@ -65,11 +67,17 @@ def attribute(
 
 
 def _explain(
-    model: Any, text: str, target: Any, method: str, embeddings: options.Embeddings | None
+    model: Any,
+    text: str,
+    target: Any,
+    method: str,
+    embeddings: options.Embeddings | None,
+    quiet: bool,
 ) -> Any:
     import lens_attr as la
 
-    return la.attribute(model, text, target, method=method, embeddings=embeddings)
+    progress = False if quiet else None
+    return la.attribute(model, text, target, method, embeddings=embeddings, progress=progress)
 
 
 def _save(comparison: Comparison, folder: Path) -> None:

@@ -71,7 +71,9 @@ def _correct_sample(model: Any, task: str) -> Sample:
     """The first of some samples that the model predicts correctly; else the first of all."""
     samples = generate(task, CANDIDATES, seed=SHOWN_SEED, split="heldout", attractor="any")
     texts, target = la.sample_inputs(model, samples)
-    margins = la.attribute(model, texts, target, method=SHOWN_RANKING).target_value.tolist()
+    margins = la.attribute(
+        model, texts, target, method=SHOWN_RANKING, progress=False
+    ).target_value.tolist()
     return next((s for s, margin in zip(samples, margins, strict=True) if margin > 0), samples[0])
 
 
@@ -84,7 +86,9 @@ def _explain(
     refused: dict[str, str] = {}
     for method in METHODS:
         try:
-            result = la.attribute(model, texts, target, method=method, embeddings=embeddings)
+            result = la.attribute(
+                model, texts, target, method=method, embeddings=embeddings, progress=False
+            )
         except UnsupportedModelError as problem:
             refused[method] = str(problem)
         else:

@@ -47,8 +47,11 @@ def heads(
     explained = options.build_target(target, foil, position)
     with console.working(f"loading {model}", quiet):
         loaded = options.load_model(model, backend, dtype, device)
-    with console.working("explaining", quiet):
-        result = la.attribute(loaded, text, explained, method=method, embeddings=embeddings)
+    with console.notices(quiet):
+        progress = False if quiet else None
+        result = la.attribute(
+            loaded, text, explained, method, embeddings=embeddings, progress=progress
+        )
     ranking = la.circuits.rank_heads(result, pool=pool)
     if save is not None:
         result.save(save)

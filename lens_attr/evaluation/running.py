@@ -113,6 +113,7 @@ class Run:
                 target,
                 method,
                 attention_mask=tokens.attention_mask,
+                progress=False,
                 **{**self._options(name, method), **more},
             )
         self.notes |= {f"{name}: {notice}": None for notice in result.metadata["notices"]}

@@ -342,11 +342,20 @@ class ModelGraph:
         position: Int[Tensor, " batch"],
     ) -> Float[Tensor, "batch d_vocab"]:
         """Logits of one position per example; the others are never unembedded."""
-        rows = torch.arange(len(position), device=position.device)
+        return self.logits_at_each(token_ids, attention_mask, position[:, None])[:, 0]
+
+    def logits_at_each(
+        self,
+        token_ids: Int[Tensor, "batch pos"],
+        attention_mask: Bool[Tensor, "batch pos"] | None,
+        positions: Int[Tensor, "batch n_positions"],
+    ) -> Float[Tensor, "batch n_positions d_vocab"]:
+        """Logits of some positions per example; the others are never unembedded."""
+        rows = torch.arange(len(positions), device=positions.device)[:, None]
         (unembed_in,) = self.points("unembed_in")
         with ExitStack() as stack:
-            unembed_in.on_forward(lambda stream: stream[rows, position][:, None], stack)
-            return self.forward(token_ids, attention_mask)[:, 0]
+            unembed_in.on_forward(lambda stream: stream[rows, positions], stack)
+            return self.forward(token_ids, attention_mask)
 
     def token_embedding(self, token_id: int) -> Float[Tensor, " d_model"]:
         """The embedding of one token, as it stands at the ``embed`` point."""

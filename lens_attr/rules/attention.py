@@ -29,6 +29,8 @@ class ScalePattern(Rule):
 
     factor: float = 0.5
 
+    vectorised = True
+
     def place(self, graph: ModelGraph) -> Iterable[Placement]:
         """At ``hook_pattern``, or at ``hook_q`` and ``hook_k``."""
         if graph.attention_in_graph:
@@ -42,6 +44,8 @@ class ScaleZ(Rule):
     """Multiply the gradient arriving at z = A.V; 1/2 shares it between A and V (uniform rule)."""
 
     factor: float = 0.5
+
+    vectorised = True
 
     def place(self, graph: ModelGraph) -> Iterable[Placement]:
         """At every ``hook_z``."""
@@ -57,6 +61,8 @@ class TemperedSoftmax(Rule):
     """
 
     temperature: float = 2.0
+
+    vectorised = True
 
     def __post_init__(self) -> None:
         if not 0 < self.temperature < float("inf"):

@@ -7,7 +7,7 @@ from abc import ABC, abstractmethod
 from collections.abc import Callable, Collection, Iterable, Iterator
 from dataclasses import dataclass, fields, replace
 from fnmatch import fnmatchcase
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, ClassVar
 
 from torch import Tensor
 
@@ -179,6 +179,10 @@ class Rule(ABC):
     layers: Collection[int] | None = None
     only: str = "*"
 
+    vectorised: ClassVar[bool] = False
+    """Whether its transforms work under ``torch.vmap``: no edits in place, no branches on values,
+    so that the backwards of several targets can run as one."""
+
     @property
     def name(self) -> str:
         """How tables and errors call this rule."""
@@ -312,6 +316,11 @@ class RuleSet:
                     )
                 here.append((rule, placement))
         return by_point
+
+    @property
+    def vectorised(self) -> bool:
+        """Whether every rule is, see `Rule`."""
+        return all(rule.vectorised for rule in self.rules)
 
     def describe(self) -> list[dict[str, Any]]:
         """Every rule with its switches, for metadata."""

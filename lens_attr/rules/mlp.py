@@ -21,6 +21,8 @@ class IdentityActivation(Rule):
     and the activation of BERT's masked-word head.
     """
 
+    vectorised = True
+
     def place(self, graph: ModelGraph) -> Iterable[Placement]:
         """At every activation's pre-activation; the gradient is read after the activation."""
         if str(getattr(graph.cfg, "act_fn", "")).endswith("_ln"):
@@ -39,7 +41,7 @@ class IdentityActivation(Rule):
         def transform(grad: Tensor, tape: Tape) -> Tensor:
             pre, post = tape.value(site.pre), tape.value(site.post)
             slope = (post / pre).masked_fill_(pre == 0, 0.0)
-            return slope.mul_(tape.grad(site.post))
+            return slope * tape.grad(site.post)
 
         return Placement(
             site.pre,
@@ -65,6 +67,8 @@ class GateSplit(Rule):
 
     gate: float = 0.5
     up: float = 0.5
+
+    vectorised = True
 
     def place(self, graph: ModelGraph) -> Iterable[Placement]:
         """At ``mlp.hook_pre`` and ``mlp.hook_pre_linear`` of every gated MLP, if not 1 there."""

@@ -23,6 +23,8 @@ class FreezeNorm(Rule):
 
     factor: float = 0.0
 
+    vectorised = True
+
     def place(self, graph: ModelGraph) -> Iterable[Placement]:
         """At every ``hook_scale``."""
         return (scale(point, self.factor) for point in graph.points("norm_scale"))

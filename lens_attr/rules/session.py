@@ -175,6 +175,11 @@ class Session:
         """How often the backward reached each point with a rule."""
         return {hook.point.name: hook.fired for hook in self.hooks if hook.placed}
 
+    def clear_counts(self) -> None:
+        """Count from zero, before another backward of the same forward."""
+        for hook in self.hooks:
+            hook.fired = 0
+
     def verify(self) -> None:
         """Raise if a rule did not act.
 

@@ -141,7 +141,8 @@ def _explain(model: Any, graph: ModelGraph, job: Job, rows: int, length: int) ->
     ids = torch.arange(rows * length, device=graph.device).view(rows, length) * 7 + 5
     target = TopLogit(position=length - 1)
     options = dict(job.options)
-    attribution.attribute(model, ids % graph.d_vocab, target, job.method, **options)
+    ids = ids % graph.d_vocab
+    attribution.attribute(model, ids, target, job.method, progress=False, **options)
 
 
 def budget(job: Job, need: Need | None, free: float, device: torch.device, longest: int) -> int:

@@ -1,0 +1,101 @@
+"""Gradients of several numbers over one graph: the backwards of many targets after one forward."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from typing import Any
+
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
+from lens_attr.errors import InputError
+from lens_attr.graph import ModelGraph
+from lens_attr.graph.segments import Segments
+from lens_attr.graph.tokens import TokenBatch
+from lens_attr.rules import RuleSet
+from lens_attr.targets import Resolved
+
+TOKENS_AT_ONCE = 4096
+"""Gradients of at most so many tokens, counted once per target, go backwards together. Batching
+saves up to a half of the time of short texts and little for long ones, while its memory grows with
+the targets (benchmarks/many_targets.py)."""
+
+Read = Callable[[Tensor], dict[str, Any]]
+"""The gradient at the leaf to what is kept of one backward: tensors, or dicts of tensors."""
+
+
+def at_once(
+    graph: ModelGraph, batch: TokenBatch, targets: Sequence[Resolved], rules: RuleSet
+) -> int:
+    """How many backwards may run as one, see `each_gradient`.
+
+    One by one where what runs backwards may not be vectorised: a rule or a metric of the user's
+    own, or backward hooks that stand on the model already.
+    """
+    own = any(target.full is not None for target in targets) or not rules.vectorised
+    if own or any(point.watched for point in graph.every_point()):
+        return 1
+    return max(1, TOKENS_AT_ONCE // batch.token_ids.numel())
+
+
+def each_gradient(
+    values: Sequence[Float[Tensor, " batch"]],
+    leaf: Tensor,
+    read: Read,
+    *,
+    before: Callable[[], None] = lambda: None,
+    at_once: int = 1,
+    segments: Segments | None = None,
+) -> Iterator[dict[str, Any]]:
+    """``read(d value / d leaf)`` of every value in turn; the graph is freed after the last.
+
+    Every parameter's ``.grad`` is left alone.
+
+    Args:
+        values: one number per example, of one forward.
+        leaf: what is differentiated by.
+        read: called once per backward; may also gather what hooks have recorded meanwhile.
+        before: called before every backward.
+        at_once: how many run as one, vectorised over the targets; 1 with segments.
+        segments: the forward of the values in segments, if it was cut.
+
+    Raises:
+        InputError: a value that does not depend on the logits.
+    """
+    if not all(value.requires_grad for value in values):
+        raise InputError("the target does not depend on the logits, so there is no gradient.")
+    totals = [value.sum() for value in values]
+    for first in range(0, len(totals), at_once):
+        some = totals[first : first + at_once]
+        keep = first + at_once < len(totals)
+        before()
+        if len(some) == 1:
+            yield read(_gradient(some[0], leaf, segments, keep))
+        else:
+            yield from _vectorised(torch.stack(some), leaf, read, keep)
+
+
+def _gradient(total: Tensor, leaf: Tensor, segments: Segments | None, keep: bool) -> Tensor:
+    if segments is not None:
+        return segments.gradient(total, leaf, keep=keep)
+    return torch.autograd.grad(total, leaf, retain_graph=keep)[0]
+
+
+def _vectorised(
+    totals: Float[Tensor, " target"], leaf: Tensor, read: Read, keep: bool
+) -> Iterator[dict[str, Any]]:
+    """One backward for all, each tensor in it with an invisible axis of targets."""
+
+    def one(direction: Tensor) -> dict[str, Any]:
+        return read(torch.autograd.grad(totals, leaf, direction, retain_graph=keep)[0])
+
+    found = torch.vmap(one)(torch.eye(len(totals), dtype=totals.dtype, device=totals.device))
+    for k in range(len(totals)):
+        yield _of_target(found, k)
+
+
+def _of_target(found: Any, k: int) -> Any:
+    if isinstance(found, dict):
+        return {name: _of_target(value, k) for name, value in found.items()}
+    return None if found is None else found[k]
