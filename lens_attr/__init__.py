@@ -17,7 +17,16 @@ from lens_attr._version import __version__
 
 if TYPE_CHECKING:
     from lens_attr import circuits, evaluation, plots, rules, runs
-    from lens_attr.attribution import Comparison, MethodTable, Relevance, attribute, compare
+    from lens_attr.attribution import (
+        Comparison,
+        Generation,
+        MethodTable,
+        Relevance,
+        SpanRelevance,
+        attribute,
+        attribute_generation,
+        compare,
+    )
     from lens_attr.errors import (
         InputError,
         LensAttrError,
@@ -36,9 +45,12 @@ if TYPE_CHECKING:
 
 _HOME = {
     "Comparison": "attribution",
+    "Generation": "attribution",
     "MethodTable": "attribution",
     "Relevance": "attribution",
+    "SpanRelevance": "attribution",
     "attribute": "attribution",
+    "attribute_generation": "attribution",
     "compare": "attribution",
     "InputError": "errors",
     "LensAttrError": "errors",
@@ -66,6 +78,7 @@ _MODULES = ("circuits", "evaluation", "plots", "rules", "runs")
 __all__ = [
     "Audit",
     "Comparison",
+    "Generation",
     "InputError",
     "Job",
     "LensAttrError",
@@ -81,10 +94,12 @@ __all__ = [
     "RuleNotAppliedError",
     "Sample",
     "SavedResultError",
+    "SpanRelevance",
     "TopLogit",
     "UnsupportedModelError",
     "__version__",
     "attribute",
+    "attribute_generation",
     "check",
     "circuits",
     "compare",
