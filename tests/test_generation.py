@@ -51,6 +51,11 @@ def explain(name: str, dtype: str = EXACT, **options: Any) -> Generation:
         return la.attribute_generation(small.model(name, dtype), PROMPT, **options)
 
 
+def equal(got: torch.Tensor, want: torch.Tensor) -> bool:
+    """To 1e-10 of the largest value; zeros (AIEG where nothing is positive) exactly."""
+    return float((got - want).abs().max()) <= 1e-10 * float(want.abs().max())
+
+
 def demo(text: str = "the keys near the cabinets", **options: Any) -> Generation:
     options = {"generated": " were in the new newspapers ."} | options
     return la.attribute_generation(la.load("demo-gpt2", device="cpu"), text, **options)
@@ -76,13 +81,13 @@ def test_every_row_is_the_explanation_of_its_prefix(name: str, method: str) -> N
             prefix = ids[None, : result.n_prompt + i]
             want = la.attribute(model, prefix, la.Logit(token), method, **options)
             row = result[i]
-            assert error(row.tokens, want.tokens) < 1e-10
-            assert error(row.target_value, want.target_value) < 1e-10
+            assert equal(row.tokens, want.tokens)
+            assert equal(row.target_value, want.target_value)
             assert torch.equal(row.token_ids, want.token_ids)
             assert torch.equal(row.position, want.position)
             assert (row.target, row.str_tokens) == (want.target, want.str_tokens)
             if want.head_tokens is not None and row.head_tokens is not None:
-                assert error(row.head_tokens, want.head_tokens) < 1e-10
+                assert equal(row.head_tokens, want.head_tokens)
 
 
 @one_per_backend
@@ -225,7 +230,8 @@ def test_words_on_both_axes(story: Generation) -> None:
 
 
 def test_no_word_crosses_the_end_of_the_prompt() -> None:
-    result = demo("the key", generated="s are new")
+    model = la.load("demo-llama", device="cpu")
+    result = la.attribute_generation(model, "the key", generated="s are new")
     assert result.matrix(words=True).rows == ["s", "are", "new"]
     assert result.matrix(words=True).columns[2] == "key"
     assert (result.prompt, result.generated) == ("the key", "s are new")
@@ -241,8 +247,7 @@ def test_what_the_whole_text_used(story: Generation) -> None:
     assert torch.allclose(over["all"].target_value, story.relevance.target_value.sum())
     assert over["prompt"].words().strings()[-1] == "cabinets"
     assert f"({len(story)} terms)" in over["all"].target[0]
-    check = over["all"].check()
-    assert abs(float(check.to_pandas()["relevance"].iloc[0]) - float(tokens.sum())) < 1e-3
+    assert float(over["all"].check().total[0]) == pytest.approx(float(tokens.sum()), abs=1e-4)
     with pytest.raises(la.InputError, match="unknown over 'text'"):
         story.accumulated("text")  # type: ignore[arg-type]
     with pytest.raises(la.InputError, match="single generated token"):
@@ -343,13 +348,15 @@ def test_the_figure(story: Generation) -> None:
     assert figure.layout.coloraxis.cmax == pytest.approx(float(limit))
     assert story.plot(words=False).data[0].z.shape == (len(story), len(story.str_tokens) - 1)
     with pytest.raises(la.InputError, match="limit"):
-        story.plot(limit=0)
+        story.plot(limit=0.0)
 
 
 def test_results_show_themselves(story: Generation) -> None:
     assert repr(story).startswith("Generation(attnlrp, ") and "of the prompt" in repr(story)
     page = story._repr_html_()
-    assert "were in the new newspapers ." in page and "cab" in page
+    assert (
+        "were in the new newspapers ." in page and "> cabinets" not in page and "cabinets" in page
+    )
     assert repr(story.matrix(words=True)).startswith("Matrix(attnlrp, 6 generated words by 11")
     assert len(list(story)) == len(story)
     with pytest.raises(la.InputError, match=f"{len(story)} were generated"):
@@ -372,8 +379,8 @@ BAD: dict[str, tuple[dict[str, Any], str]] = {
     "no ids at all": ({"generated": object()}, "generated must be a string or token ids"),
     "several texts": ({"prompt": torch.ones(2, 3).long()}, "prompt holds 2 texts"),
     "empty prompt": ({"prompt": ""}, "the text is empty"),
-    "merges": ({"generated": "w6"}, "cannot be told from the prompt: 'w6'.*merges"),
-    "too long": ({"generated": [5] * 80}, "80 generated ones are more than the 64"),
+    "merges": ({"generated": "w6"}, "'w6' does not go on from the prompt.*w12'.*merges"),
+    "too long": ({"generated": [5] * 63}, "63 generated ones are more than the 64"),
     "too long to write": ({"generated": None, "max_new_tokens": 99}, "99 generated ones"),
     "option": ({"stepz": 3}, "stepz"),
 }

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Iterable, Sequence
 from dataclasses import replace
 from itertools import islice
@@ -16,10 +17,10 @@ from torch import Tensor
 from lens_attr.attribution.attribute import attribute
 from lens_attr.attribution.generation import Generation
 from lens_attr.attribution.relevance import Relevance
-from lens_attr.errors import InputError, UnsupportedModelError, did_you_mean
+from lens_attr.errors import InputError, Notice, UnsupportedModelError, did_you_mean
 from lens_attr.graph import ModelGraph, resolve
 from lens_attr.graph.decoding import decode, end_ids, runners_up
-from lens_attr.graph.tokens import continuation, encode_prompt, tokenize
+from lens_attr.graph.tokens import continuation, encode_prompt, tokenize, unknown_words
 from lens_attr.rules import RuleSet
 from lens_attr.targets import Logit, LogitDiff, LogProb, Target
 
@@ -107,7 +108,10 @@ def attribute_generation(
     facts: dict[str, Any] = {"decoding": how, "target": target, "n_prompt": len(before)}
     if how == "sampled":
         facts |= {"temperature": sampling_temperature, "seed": sampling_seed}
-    return Generation(_of_prefixes(every, facts), len(before))
+    notices = _unknown_words(graph, prompt, generated)
+    for notice in notices:
+        warnings.warn(notice, Notice, stacklevel=2)
+    return Generation(_of_prefixes(every, facts, notices), len(before))
 
 
 def _refuse_masked(graph: ModelGraph) -> None:
@@ -150,13 +154,26 @@ def _continuation_ids(graph: ModelGraph, prompt: str | Ids, generated: str | Ids
         return _ids(graph, generated, "generated")
     if not generated.strip():
         raise InputError("the generated text is empty: there is no token to explain.")
-    try:
-        return continuation(graph, generated, prompt if isinstance(prompt, str) else None)
-    except InputError as error:
+    if not isinstance(prompt, str):
+        return continuation(graph, generated)
+    before, both = encode_prompt(graph, prompt), encode_prompt(graph, prompt + generated)
+    if both[: len(before)] != before:
         raise InputError(
-            f"the generated text cannot be told from the prompt: {error} Here the target is the "
-            "generated text."
-        ) from error
+            f"the generated text {generated[:20]!r} does not go on from the prompt "
+            f"{prompt[-12:]!r} with tokens of its own: the tokenizer merges the two. Start it with "
+            "its space (' are'), end the prompt without one, or give ids."
+        )
+    return both[len(before) :]
+
+
+def _unknown_words(graph: ModelGraph, *texts: Any) -> list[str]:
+    """One sentence if strings hold words that the tokenizer does not know."""
+    strings = [text for text in texts if isinstance(text, str)]
+    found = [unknown_words(graph, tokenize(graph, text)) for text in strings]
+    return [
+        notice.replace("example 0", "the prompt or the generated text")
+        for notice in dict.fromkeys(notice for each in found for notice in each)
+    ]
 
 
 def _ids(graph: ModelGraph, ids: Any, name: str) -> list[int]:
@@ -225,7 +242,7 @@ def _targets(graph: ModelGraph, ids: Sequence[int], start: int, target: Explaine
     return LogitDiff(written, runners_up(graph, ids, start), position=position)
 
 
-def _of_prefixes(every: Relevance, facts: dict[str, Any]) -> Relevance:
+def _of_prefixes(every: Relevance, facts: dict[str, Any], notices: list[str]) -> Relevance:
     """Each row cut off, by its mask, after the position that its prediction stood at."""
     columns = torch.arange(every.tokens.shape[1])
     seen = columns[None] <= every.position[:, None]
@@ -235,5 +252,9 @@ def _of_prefixes(every: Relevance, facts: dict[str, Any]) -> Relevance:
         tokens=torch.where(seen, every.tokens, 0.0),
         attention_mask=seen,
         head_tokens=None if heads is None else torch.where(seen[:, None, :, None], heads, 0.0),
-        metadata={**every.metadata, "generation": facts},
+        metadata={
+            **every.metadata,
+            "generation": facts,
+            "notices": [*notices, *every.metadata["notices"]],
+        },
     )

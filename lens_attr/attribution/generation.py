@@ -278,7 +278,7 @@ class Generation(Shown):
 
     def glance(self) -> Glance:
         """What all generated tokens used of the text, and where each comes from."""
-        text = self.accumulated("all").coloured_text()
+        text = self.accumulated("all").words().coloured_text()
         heading = "relevance for all generated tokens, summed"
         notes = [f"generated: {self.generated!r}", *self.relevance.metadata.get("notices", ())]
         table = self.sources()
