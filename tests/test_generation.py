@@ -351,6 +351,14 @@ def test_the_figure(story: Generation) -> None:
         story.plot(limit=0.0)
 
 
+def test_the_figures_of_aieg_take_every_generated_token() -> None:
+    result = demo(method="aieg", steps=3)
+    (bars,) = la.plots.output_emphasis(result.relevance).data
+    assert len(bars.x) == len(result) and "' were'" in bars.y[0]
+    parts = la.plots.path_parts(result.relevance, example=2).data[-1]
+    assert len(parts.x) == result.n_prompt + 2
+
+
 def test_results_show_themselves(story: Generation) -> None:
     assert repr(story).startswith("Generation(attnlrp, ") and "of the prompt" in repr(story)
     page = story._repr_html_()

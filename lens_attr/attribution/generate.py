@@ -24,7 +24,7 @@ from lens_attr.graph.tokens import continuation, encode_prompt, tokenize, unknow
 from lens_attr.rules import RuleSet
 from lens_attr.targets import Logit, LogitDiff, LogProb, Target
 
-Explained = Literal["logit", "log_prob", "logit_diff"]
+OfToken = Literal["logit", "log_prob", "logit_diff"]
 """What of a generated token: its logit, its log-probability, or its logit minus that of the
 runner-up, the most likely other token."""
 
@@ -45,7 +45,7 @@ def attribute_generation(
     *,
     max_new_tokens: int | None = None,
     generated: str | Ids | None = None,
-    target: Explained = "logit",
+    target: OfToken = "logit",
     method: str | RuleSet = "attnlrp",
     sampling_temperature: float = 0.0,
     sampling_seed: int = 0,
@@ -68,7 +68,7 @@ def attribute_generation(
         max_new_tokens: how many tokens to generate; fewer where the model ends the text before.
             The end itself is not explained.
         generated: explain this continuation instead, a string or ids, the model's own or not.
-        target: what of each generated token is explained, see `Explained`.
+        target: what of each generated token is explained, see `OfToken`.
         method: as in `attribute`, as ``options``.
         sampling_temperature: 0 takes the most likely token (greedy); above, tokens are drawn.
         sampling_seed: of that draw.
@@ -123,8 +123,8 @@ def _refuse_masked(graph: ModelGraph) -> None:
 
 
 def _check(target: Any, max_new_tokens: Any, generated: Any, temperature: Any) -> None:
-    if target not in get_args(Explained):
-        hint = did_you_mean(str(target), get_args(Explained))
+    if target not in get_args(OfToken):
+        hint = did_you_mean(str(target), get_args(OfToken))
         raise InputError(f"unknown target {target!r}; {hint}")
     if (max_new_tokens is None) == (generated is None):
         raise InputError(
@@ -232,7 +232,7 @@ def _refuse_too_long(graph: ModelGraph, prompt: int, generated: int) -> None:
         )
 
 
-def _targets(graph: ModelGraph, ids: Sequence[int], start: int, target: Explained) -> Target:
+def _targets(graph: ModelGraph, ids: Sequence[int], start: int, target: OfToken) -> Target:
     """Each token from ``start`` on, at the position that predicts it."""
     written, position = list(ids[start:]), list(range(start - 1, len(ids) - 1))
     if target == "logit":

@@ -130,7 +130,8 @@ class Generation(Shown):
 
     def _spelling(self, part: slice) -> Spelling:
         ids = self.relevance.token_ids[0, part].tolist()
-        return spelled_by(self.relevance.metadata, self.str_tokens[part], ids, self.str_tokens)
+        spaces = spelling.carries_spaces(self.str_tokens)
+        return spelled_by(self.relevance.metadata, self.str_tokens[part], ids, spaces)
 
     # ---------------------------------------------------------- one relevance
 
@@ -187,26 +188,24 @@ class Generation(Shown):
     ) -> Relevance:
         """A weighted sum of rows, of the kept positions. Parts of single methods are left out."""
         every, chosen = self.relevance, list(rows)
+        alike = replace(every, attention_mask=kept.expand_as(every.attention_mask))[chosen[-1]]
 
         def total(values: Tensor) -> Tensor:
             return torch.tensordot(weights.to(values), values[chosen], dims=1)[None]
 
         heads, relu = every.head_tokens, every.heads_relu_dim
         whole = bool((kept >= every.attention_mask[chosen].any(dim=0)).all())
-        return Relevance(
+        return replace(
+            alike,
             tokens=total(every.tokens)[:, kept],
-            token_ids=every.token_ids[:1, kept],
-            attention_mask=torch.ones(1, int(kept.sum()), dtype=torch.bool),
-            str_tokens=[[s for s, stays in zip(self.str_tokens, kept, strict=True) if stays]],
             target_value=total(every.target_value),
             target=[_sum_of([every.target[i] for i in chosen])],
             position=torch.tensor([int(kept.sum()) - 1]),
-            method=every.method,
-            unit=every.unit,
             head_tokens=None if heads is None else total(heads)[:, :, kept],
-            heads_relu_dim=None if relu is None or not whole else total(relu),
+            heads_relu_dim=total(relu) if whole and relu is not None else None,
             flow={name: total(value) for name, value in every.flow.items()} if whole else {},
-            metadata=every.metadata,
+            records={},
+            extra={},
         )
 
     # ------------------------------------------------------------ every pair

@@ -151,16 +151,20 @@ class SpanRelevance(Shown):
 # ---------------------------------------------------------------------- made of a relevance
 
 
-def spelling_of(relevance: Relevance, example: int) -> Spelling:
-    """The text that the tokens of one example spell."""
-    ids = relevance.token_ids[example, relevance.attention_mask[example]].tolist()
-    everyone = (relevance.real_str_tokens(i) for i in range(len(relevance)))
-    seen = [token for row in everyone for token in row]
-    return spelled_by(relevance.metadata, relevance.real_str_tokens(example), ids, seen)
+def spellings(relevance: Relevance) -> list[Spelling]:
+    """The text that the tokens of each example spell."""
+    tokens = [relevance.real_str_tokens(i) for i in range(len(relevance))]
+    spaces = spelling.carries_spaces([token for row in tokens for token in row])
+    ids = [
+        row[mask].tolist()
+        for row, mask in zip(relevance.token_ids, relevance.attention_mask, strict=True)
+    ]
+    each = zip(tokens, ids, strict=True)
+    return [spelled_by(relevance.metadata, *one, spaces) for one in each]
 
 
 def spelled_by(
-    metadata: Mapping[str, Any], tokens: Sequence[str], ids: Sequence[int], seen: Sequence[str]
+    metadata: Mapping[str, Any], tokens: Sequence[str], ids: Sequence[int], spaces: bool
 ) -> Spelling:
     """The text that some tokens of a result spell.
 
@@ -171,12 +175,12 @@ def spelled_by(
         metadata: of the result.
         tokens: one string per token.
         ids: their ids.
-        seen: more tokens of the same tokenizer, since few may not tell how words are marked.
+        spaces: whether words seem to be marked by the space before them.
     """
     facts = metadata.get("model", {}).get("spelling", {})
     known = facts.get("special")
     special = None if known is None else [token in known for token in ids]
-    return spelling.spell(tokens, special, facts.get("spaces", spelling.carries_spaces(seen)))
+    return spelling.spell(tokens, special, facts.get("spaces", spaces))
 
 
 def by_word(relevance: Relevance) -> SpanRelevance:
@@ -193,7 +197,7 @@ def by_span(relevance: Relevance, wanted: Sequence[SpanSpec]) -> SpanRelevance:
     """See `Relevance.spans`."""
     if isinstance(wanted, str) or not isinstance(wanted, Sequence) or not wanted:
         raise InputError(f"spans must be a list of strings and (start, end) pairs, got {wanted!r}.")
-    spelled = [spelling_of(relevance, i) for i in range(len(relevance))]
+    spelled = spellings(relevance)
     units = [_chosen(one, [_span(one, spec) for spec in wanted]) for one in spelled]
     return _summed(relevance, "span", spelled, units)
 
@@ -233,7 +237,7 @@ def _unit(spelled: Spelling, tokens: Sequence[str], group: Sequence[int]) -> Uni
 
 
 def _cut(relevance: Relevance, kind: str, cut: Cut) -> SpanRelevance:
-    spelled = [spelling_of(relevance, i) for i in range(len(relevance))]
+    spelled = spellings(relevance)
     tokens = [relevance.real_str_tokens(i) for i in range(len(relevance))]
     units = [unit_of_each(*pair, cut) for pair in zip(spelled, tokens, strict=True)]
     return _summed(relevance, kind, spelled, units)

@@ -38,7 +38,7 @@ def generation(result: Matrix, limit: float | None = None) -> go.Figure:
     deepest = max(map(columns, read)) * _LETTER_PX
     fig = figure(
         f"What every generated {result.kind} used, {result.method}",
-        height=min(1200, 170 + _ROW_PX * max(len(rows), 6) + deepest),
+        height=min(1200, 170 + _ROW_PX * max(len(rows), 4) + deepest),
     )
     fig.add_heatmap(
         z=cells,
