@@ -7,8 +7,8 @@ from typing import Any
 WORD_MARKS = ("\u0120", "\u2581")
 """How byte-level BPE and SentencePiece write the space before a word."""
 
-_NO_TEXT = ("bos_token_id", "eos_token_id", "cls_token_id", "sep_token_id", "pad_token_id")
-_SOME_TEXT = ("mask_token_id", "unk_token_id")
+_NO_TEXT = ("bos_token", "eos_token", "cls_token", "sep_token", "pad_token")
+_SOME_TEXT = ("mask_token", "unk_token")
 
 
 def spelling_facts(tokenizer: Any) -> dict[str, Any]:
@@ -21,10 +21,15 @@ def spelling_facts(tokenizer: Any) -> dict[str, Any]:
     pieces = tokenizer.convert_ids_to_tokens(
         tokenizer("a a", add_special_tokens=False)["input_ids"]
     )
-    special = set(getattr(tokenizer, "all_special_ids", None) or ())
+    special = set(getattr(tokenizer, "all_special_tokens", None) or ())
     special -= {getattr(tokenizer, name, None) for name in _SOME_TEXT}
-    special |= {getattr(tokenizer, name, None) for name in _NO_TEXT}
+    special |= {getattr(tokenizer, name, None) for name in _NO_TEXT} - {None}
+    ids = tokenizer.convert_tokens_to_ids(sorted(special))
+    # The Bridge gives BERT the end of text of another model, whose id is that of the unknown token.
+    own = zip(ids, sorted(special), strict=True)
     return {
         "spaces": any(piece.startswith(WORD_MARKS) for piece in pieces),
-        "special": sorted(token for token in special if token is not None),
+        "special": sorted(
+            i for i, t in own if i is not None and tokenizer.convert_ids_to_tokens(i) == t
+        ),
     }
