@@ -155,6 +155,18 @@ def covering(spans: Sequence[Span | None], start: int, end: int) -> list[int] | 
     return found if exact else None
 
 
+def with_spaces_before(tokens: Sequence[str], found: Sequence[int]) -> list[int]:
+    """Some tokens in a row, and before them those that hold nothing but the space they start with.
+
+    >>> with_spaces_before(["a", " ", "T", "he"], [2, 3])
+    [1, 2, 3]
+    """
+    first = found[0]
+    while first > 0 and tokens[first - 1] and not tokens[first - 1].strip(" "):
+        first -= 1
+    return [*range(first, found[0]), *found]
+
+
 def occurrences(text: str, wanted: str) -> list[Span]:
     """Where a string stands in a text; if nowhere, regardless of letter case and spacing.
 

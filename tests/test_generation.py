@@ -301,6 +301,15 @@ def test_a_word_of_several_tokens_is_the_sum_of_their_rows() -> None:
     word.check()
 
 
+def test_a_word_takes_the_token_of_its_own_space_along() -> None:
+    model = la.load("demo-llama", device="cpu")
+    result = la.attribute_generation(model, "the keys", generated=" The key")
+    assert result.generated_tokens[:3] == [" ", "T", "he"]
+    matrix = result.matrix(words=True)
+    assert matrix.rows[0] == "The"
+    assert torch.allclose(result.of("The").tokens.sum(), matrix.values[0].nansum(), atol=1e-5)
+
+
 BAD_WORDS = {
     "absent": (("keys",), "'keys' occurs 0 times in the generated text"),
     "too often": (("the", 1), "'the' occurs 1 times.*no occurrence 1"),

@@ -214,6 +214,16 @@ def test_chosen_spans_and_the_rest(gpt2: Any) -> None:
     assert result.spans([(0, len(TEXT))]).strings()[1] == THE_REST  # BOS is left
 
 
+def test_a_span_takes_the_token_of_its_own_space_along() -> None:
+    """SentencePiece writes some words as a space and then the word; both ways of asking agree."""
+    result = one(["<s>", " ", "T", "he", " key", "s", "\n", "Who", " ", "A"])
+    words, spans = result.words(), result.spans(["The", "Who", "A"])
+    for string in ("The", "Who", "A"):
+        of_word, of_span = (each.strings().index(string) for each in (words, spans))
+        assert words.units[0][of_word] == spans.units[0][of_span]
+    assert spans.units[0][0].tokens == (1, 2, 3) and spans.units[0][1].tokens == (7,)
+
+
 BAD_SPANS = {
     "absent": (["locks"], "'locks' occurs 0 times in the text"),
     "cuts a token": (["abinet"], "inside a token.*take 'cabinet', characters 8 to 15"),

@@ -207,10 +207,9 @@ def _generate(
     _refuse_too_long(graph, len(prompt), n)
     generator = torch.Generator().manual_seed(seed)
     written: Iterable[int] = islice(decode(graph, prompt, temperature, generator), n)
-    if progress or (progress is None and n >= _BAR_FROM):
-        written = track(
-            written, "generating", total=n, console=Console(stderr=True), transient=True
-        )
+    screen = Console(stderr=True)
+    if progress or (progress is None and n >= _BAR_FROM and screen.is_terminal):
+        written = track(written, "generating", total=n, console=screen, transient=True)
     ends, found = end_ids(graph), []
     for token in written:
         if token in ends:

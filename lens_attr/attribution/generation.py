@@ -149,7 +149,8 @@ class Generation(Shown):
         """
         spelled = self._spelling(slice(self.n_prompt, None))
         span = spelling.find(spelled, string, occurrence, "generated text")
-        rows = spelling.covering(spelled.spans, *span) or []
+        covered = spelling.covering(spelled.spans, *span) or []
+        rows = spelling.with_spaces_before(self.generated_tokens, covered)
         if len(rows) == 1:
             return self[rows[0]]
         seen = self.relevance.attention_mask[rows].any(dim=0)

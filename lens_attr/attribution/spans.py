@@ -198,7 +198,10 @@ def by_span(relevance: Relevance, wanted: Sequence[SpanSpec]) -> SpanRelevance:
     if isinstance(wanted, str) or not isinstance(wanted, Sequence) or not wanted:
         raise InputError(f"spans must be a list of strings and (start, end) pairs, got {wanted!r}.")
     spelled = spellings(relevance)
-    units = [_chosen(one, [_span(one, spec) for spec in wanted]) for one in spelled]
+    units = [
+        _chosen(one, relevance.real_str_tokens(i), [_span(one, spec) for spec in wanted])
+        for i, one in enumerate(spelled)
+    ]
     return _summed(relevance, "span", spelled, units)
 
 
@@ -261,11 +264,12 @@ def _span(spelled: Spelling, spec: SpanSpec) -> Span:
     return spec
 
 
-def _chosen(spelled: Spelling, spans: Sequence[Span]) -> list[Unit]:
+def _chosen(spelled: Spelling, strings: Sequence[str], spans: Sequence[Span]) -> list[Unit]:
     """A unit for each span, in the order given, and one for every other token."""
     units, taken = [], set[int]()
     for span in spans:
-        tokens = spelling.covering(spelled.spans, *span) or []
+        covered = spelling.covering(spelled.spans, *span) or []
+        tokens = spelling.with_spaces_before(strings, covered)
         if taken & set(tokens):
             raise InputError(
                 f"the span {span} ({spelled.text[slice(*span)]!r}) overlaps another one: then the "

@@ -24,9 +24,10 @@ def spelling_facts(tokenizer: Any) -> dict[str, Any]:
     special = set(getattr(tokenizer, "all_special_tokens", None) or ())
     special -= {getattr(tokenizer, name, None) for name in _SOME_TEXT}
     special |= {getattr(tokenizer, name, None) for name in _NO_TEXT} - {None}
-    ids = tokenizer.convert_tokens_to_ids(sorted(special))
+    names = sorted(map(str, special))
+    ids = tokenizer.convert_tokens_to_ids(names)
     # The Bridge gives BERT the end of text of another model, whose id is that of the unknown token.
-    own = zip(ids, sorted(special), strict=True)
+    own = zip(ids, names, strict=True)
     return {
         "spaces": any(piece.startswith(WORD_MARKS) for piece in pieces),
         "special": sorted(
