@@ -1,8 +1,8 @@
 """Several targets of one text beside as many calls, in three ways.
 
 ``rows``: the text once per target; ``loop``: one forward, then the backwards in turn; ``batched``:
-one forward, then all backwards as one. `la.attribute` batches up to a budget of tokens times targets
-(`lens_attr.attribution.jacobian`) and loops beyond.
+one forward, then all backwards as one. `la.attribute` batches up to a budget of tokens times
+targets (`lens_attr.attribution.jacobian`) and loops beyond.
 """
 
 from __future__ import annotations

@@ -19,10 +19,13 @@ if TYPE_CHECKING:
     from lens_attr import circuits, evaluation, plots, rules, runs
     from lens_attr.attribution import (
         Comparison,
+        Generation,
         MethodTable,
         Relevance,
+        SpanRelevance,
         attention_sinks,
         attribute,
+        attribute_generation,
         compare,
     )
     from lens_attr.errors import (
@@ -43,10 +46,13 @@ if TYPE_CHECKING:
 
 _HOME = {
     "Comparison": "attribution",
+    "Generation": "attribution",
     "MethodTable": "attribution",
     "Relevance": "attribution",
+    "SpanRelevance": "attribution",
     "attention_sinks": "attribution",
     "attribute": "attribution",
+    "attribute_generation": "attribution",
     "compare": "attribution",
     "InputError": "errors",
     "LensAttrError": "errors",
@@ -74,6 +80,7 @@ _MODULES = ("circuits", "evaluation", "plots", "rules", "runs")
 __all__ = [
     "Audit",
     "Comparison",
+    "Generation",
     "InputError",
     "Job",
     "LensAttrError",
@@ -89,11 +96,13 @@ __all__ = [
     "RuleNotAppliedError",
     "Sample",
     "SavedResultError",
+    "SpanRelevance",
     "TopLogit",
     "UnsupportedModelError",
     "__version__",
     "attention_sinks",
     "attribute",
+    "attribute_generation",
     "check",
     "circuits",
     "compare",

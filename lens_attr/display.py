@@ -43,6 +43,9 @@ class Glance:
     table: pd.DataFrame | None = None
 
 
+MOST_SHOWN = 8
+"""Examples that a result shows of itself."""
+
 MOST_ROWS = 10
 """Rows of a table that a result shows of itself."""
 

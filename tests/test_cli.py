@@ -25,6 +25,7 @@ from lens_attr.types import Sample
 COMMANDS = (
     "attribute",
     "heads",
+    "generate",
     "prune",
     "patch",
     "edges",

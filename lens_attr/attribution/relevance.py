@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, get_args
@@ -14,8 +14,9 @@ from torch import Tensor
 from lens_attr import display
 from lens_attr.attribution import storage
 from lens_attr.attribution.conservation import Conservation, conservation_of
+from lens_attr.attribution.spans import SpanRelevance, SpanSpec, by_sentence, by_span, by_word
 from lens_attr.attribution.special_tokens import Also, Policy, chosen, mass_on, under_policy
-from lens_attr.display import ColouredText, Glance, Shown
+from lens_attr.display import MOST_SHOWN, ColouredText, Glance, Shown
 from lens_attr.errors import InputError, did_you_mean
 
 if TYPE_CHECKING:
@@ -27,10 +28,6 @@ Pool = Literal["sum", "relu_token", "relu_dim"]
 ``sum``: everything added, signs kept. ``relu_token``: summed over d_head, negative tokens dropped.
 ``relu_dim``: negative entries dropped before any sum.
 """
-
-
-MOST_SHOWN = 8
-"""Examples that a result shows of itself."""
 
 
 @dataclass(frozen=True, repr=False)
@@ -161,6 +158,31 @@ class Relevance(Shown):
             return self.heads_relu_dim
         per_token = self.head_tokens.relu() if pool == "relu_token" else self.head_tokens
         return per_token.sum(dim=2)
+
+    def words(self) -> SpanRelevance:
+        """Relevance of each word: the sum over its tokens, so that all sums are conserved.
+
+        Words lie between whitespace and hold their punctuation; WordPiece keeps no spaces, so
+        there punctuation stands apart. Special tokens and line breaks are units of their own.
+        """
+        return by_word(self)
+
+    def sentences(self) -> SpanRelevance:
+        """Relevance of each sentence, which ``.``, ``!``, ``?`` or a line break ends."""
+        return by_sentence(self)
+
+    def spans(self, wanted: Sequence[SpanSpec]) -> SpanRelevance:
+        """Relevance of chosen parts of every text, and of the rest together.
+
+        Args:
+            wanted: strings that occur once, or characters ``(start, end)`` of the text as the
+                tokens spell it (``texts`` of the result; no leading space).
+
+        Raises:
+            InputError: a string that does not occur or occurs several times, a span that cuts
+                through a token, or spans that overlap.
+        """
+        return by_span(self, wanted)
 
     @property
     def attention(self) -> Float[Tensor, "B L H query key"]:

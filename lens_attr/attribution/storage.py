@@ -25,6 +25,8 @@ TENSORS = ("tokens", "token_ids", "attention_mask", "target_value", "position")
 OPTIONAL = ("head_tokens", "heads_relu_dim", "special")
 MAPPINGS = ("records", "flow", "extra")
 PLAIN = ("str_tokens", "target", "method", "unit")
+SAVED = (*PLAIN, "metadata", "order")
+"""What the json of a saved result holds."""
 
 
 def save_parts(relevance: Relevance) -> tuple[dict[str, Tensor], dict[str, Any]]:
@@ -111,7 +113,11 @@ def load_fields(directory: Path) -> dict[str, Any]:
     Raises:
         SavedResultError: missing, truncated, altered, or of an unknown format.
     """
-    tensors, plain = read(directory, "relevance", (*PLAIN, "metadata", "order"))
+    return fields_of(*read(directory, "relevance", SAVED))
+
+
+def fields_of(tensors: dict[str, Tensor], plain: dict[str, Any]) -> dict[str, Any]:
+    """What `save_parts` took apart, as keyword arguments of `Relevance`."""
     fields: dict[str, Any] = {name: plain[name] for name in (*PLAIN, "metadata")}
     fields |= {name: tensors.get(name) for name in (*TENSORS, *OPTIONAL)}
     for mapping in MAPPINGS:

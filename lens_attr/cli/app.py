@@ -16,6 +16,7 @@ from lens_attr.cli import (
     console,
     demo,
     edges,
+    generate,
     heads,
     methods,
     patch,
@@ -76,6 +77,7 @@ def lens_attr(
 for command in (
     attribute.attribute,
     heads.heads,
+    generate.generate,
     prune.prune,
     patch.patch,
     edges.edges,

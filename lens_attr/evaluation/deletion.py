@@ -7,7 +7,6 @@ position. AIEG's text prints comprehensiveness with the opposite sign; here, as 
 
 from __future__ import annotations
 
-import re
 from collections.abc import Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import asdict, dataclass
@@ -22,6 +21,7 @@ from jaxtyping import Bool, Float
 from numpy.typing import NDArray
 from torch import Tensor
 
+from lens_attr import spelling
 from lens_attr.attribution.embeddings import Embeddings
 from lens_attr.errors import InputError, did_you_mean
 from lens_attr.evaluation.baselines import BASELINES
@@ -184,18 +184,10 @@ def bench_deletion(
 
 def units(graph: ModelGraph, sample: TokenSample, unit: Unit) -> list[list[int]]:
     """The tokens of each word (or single tokens) that can be ranked and deleted, in order."""
-    spans = [
-        (i, span[0])
-        for i, span in enumerate(sample.spans)
-        if span is not None and not sample.special[i]
-    ]
+    spans = [None if sample.special[i] else span for i, span in enumerate(sample.spans)]
     if unit == "token":
-        return [[i] for i, _ in spans]
-    ends = [word.end() for word in re.finditer(r"\S+", text_read(graph, sample.sample))]
-    words: dict[int, list[int]] = {}
-    for i, start in spans:
-        words.setdefault(int(np.searchsorted(ends, start, side="right")), []).append(i)
-    return list(words.values())
+        return [[i] for i, span in enumerate(spans) if span is not None]
+    return spelling.grouped(spelling.words(text_read(graph, sample.sample)), spans)
 
 
 def kept_tokens(

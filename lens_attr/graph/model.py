@@ -21,6 +21,7 @@ from lens_attr.errors import InputError, UnsupportedModelError, did_you_mean
 from lens_attr.graph import naming
 from lens_attr.graph.naming import ROLES, Role
 from lens_attr.graph.points import Activation, HookedPoint, ModulePoint, Point
+from lens_attr.graph.vocabulary import spelling_facts
 
 Backend = Literal["HookedTransformer", "HookedEncoder", "TransformerBridge"]
 
@@ -430,6 +431,7 @@ class ModelGraph:
             "dtype": str(self.dtype).removeprefix("torch."),
             "n_layers": self.n_layers,
             "n_heads": self.n_heads,
+            "spelling": spelling_facts(self.tokenizer),
             "weight_processing": self.processing(),
         }
 

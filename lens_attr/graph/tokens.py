@@ -12,6 +12,7 @@ from torch import Tensor
 
 from lens_attr.errors import InputError
 from lens_attr.graph.model import ModelGraph
+from lens_attr.spelling import trimmed
 
 Text = str | Sequence[str] | Int[Tensor, "batch pos"]
 
@@ -145,19 +146,13 @@ def character_spans(
     if before is None:
         raise InputError("the model reads other tokens than its tokenizer makes of the text.")
     spans: list[tuple[int, int] | None] = [None] * len(token_ids)
-    spans[before : before + len(ids)] = [_trimmed(text, *span) for span in offsets]
+    spans[before : before + len(ids)] = [trimmed(text, *span) for span in offsets]
     return spans
 
 
 def _first_match(token_ids: Sequence[int], ids: Sequence[int]) -> int | None:
     starts = range(len(token_ids) - len(ids) + 1)
     return next((i for i in starts if list(token_ids[i : i + len(ids)]) == list(ids)), None)
-
-
-def _trimmed(text: str, start: int, end: int) -> tuple[int, int]:
-    piece = text[start:end]
-    inner = start + len(piece) - len(piece.lstrip())
-    return inner, max(inner, start + len(piece.rstrip()))
 
 
 def _encode_prompt(graph: ModelGraph, text: str) -> list[int]:

@@ -9,6 +9,7 @@ from lens_attr.plots.attention_map import attention
 from lens_attr.plots.benchmark_bars import benchmark
 from lens_attr.plots.circuit_graph import circuit
 from lens_attr.plots.faithfulness_curves import faithfulness
+from lens_attr.plots.generation_matrix import generation
 from lens_attr.plots.head_map import heads
 from lens_attr.plots.layer_curves import layer_faithfulness
 from lens_attr.plots.palette import shade
@@ -26,7 +27,7 @@ from lens_attr.plots.self_repair_scatter import self_repair
 from lens_attr.plots.self_repair_thresholds import self_repair_thresholds
 from lens_attr.plots.sweep_curves import deletion_sweep, length_curves
 from lens_attr.plots.template import DARK, LIGHT
-from lens_attr.plots.token_figures import comparison, relevance
+from lens_attr.plots.token_figures import comparison, relevance, spans
 from lens_attr.plots.token_html import html_tokens
 from lens_attr.plots.token_text import readable, shares
 
@@ -41,6 +42,7 @@ __all__ = [
     "comparison",
     "deletion_sweep",
     "faithfulness",
+    "generation",
     "gradient_distance",
     "heads",
     "html_tokens",
@@ -59,4 +61,5 @@ __all__ = [
     "self_repair_thresholds",
     "shade",
     "shares",
+    "spans",
 ]

@@ -13,7 +13,7 @@ from rich.text import Text
 from lens_attr.display import ColouredText, Glance, cell
 from lens_attr.plots.palette import INK, shade
 from lens_attr.plots.token_html import html_tokens
-from lens_attr.plots.token_text import readable, shares
+from lens_attr.plots.token_text import in_line, shares
 
 _STYLE = (
     "<style>.lens-attr p{margin:.5em 0 .2em}.lens-attr .tokens{font-family:monospace;"
@@ -52,8 +52,8 @@ def terminal_of(glance: Glance) -> Group:
 def coloured(text: ColouredText) -> Text:
     """Every token on the colour of its value."""
     shown = Text()
-    for token, share in zip(text.tokens, shares(text.values), strict=True):
-        shown.append(readable(token), style=f"{INK} on {shade(share)}")
+    for token, share in zip(in_line(text.tokens), shares(text.values), strict=True):
+        shown.append(token, style=f"{INK} on {shade(share)}")
     return shown
 
 

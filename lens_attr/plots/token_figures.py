@@ -19,6 +19,7 @@ from lens_attr.plots.token_text import Box, boxes, plotly_text, shares
 if TYPE_CHECKING:
     from lens_attr.attribution.comparison import Comparison
     from lens_attr.attribution.relevance import Relevance
+    from lens_attr.attribution.spans import SpanRelevance
 
 Kind = Literal["tokens", "heads", PathKind]
 
@@ -85,6 +86,30 @@ def relevance(
     return _draw(strips, title, axis, wrap)
 
 
+def spans(
+    result: SpanRelevance,
+    example: int | None = None,
+    limit: float | None = None,
+    wrap: int = 88,
+) -> go.Figure:
+    """The text, every word, sentence or span coloured by its relevance.
+
+    Args:
+        result: what to draw.
+        example: which example; ``None`` draws all, up to the first 20.
+        limit: relevance at which the colour saturates; default: the largest absolute one.
+        wrap: characters on a line.
+
+    Raises:
+        InputError: example out of range, or limit not above zero.
+    """
+    chosen = range(min(len(result), MOST_EXAMPLES)) if example is None else [example]
+    strips = [_unit_strip(result[i]) for i in chosen]
+    values = (value for strip in strips for value in strip.values)
+    axis = relevance_axis(values, f"relevance ({result.unit})", limit)
+    return _draw(strips, f"Relevance by {result.kind}, {result.method}", axis, wrap)
+
+
 def comparison(
     result: Comparison, example: int = 0, wrap: int = 88, colours: Colours = "signed"
 ) -> go.Figure:
@@ -127,7 +152,15 @@ def _example_strip(one: Relevance) -> Strip:
     return Strip(_target_line(one), one.real_str_tokens(), values, values)
 
 
-def _target_line(one: Relevance) -> str:
+def _unit_strip(one: SpanRelevance) -> Strip:
+    """The strip of a single example; every word of a unit has the colour of the whole."""
+    pairs = zip(one.strings(), one.scores[0].double().tolist(), strict=True)
+    words = [(f" {word}", score) for text, score in pairs for word in text.split() or [text]]
+    values = [score for _, score in words]
+    return Strip(_target_line(one), [word for word, _ in words], values, values)
+
+
+def _target_line(one: Relevance | SpanRelevance) -> str:
     return f"{one.target[0]} = {float(one.target_value[0]):.3f}"
 
 
@@ -160,7 +193,7 @@ def _draw(
 
 def _add_strip(fig: go.Figure, strip: Strip, placed: Sequence[Box], first_row: float) -> None:
     hover = [
-        f"token {plotly_text(repr(token))}<br>position {position}<br>relevance {value:+.4g}"
+        f"{plotly_text(repr(token))}<br>position {position}<br>relevance {value:+.4g}"
         for position, (token, value) in enumerate(zip(strip.tokens, strip.values, strict=True))
     ]
     fig.add_bar(

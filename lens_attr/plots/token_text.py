@@ -9,6 +9,7 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
 from lens_attr.errors import InputError
+from lens_attr.spelling import word_starts
 
 _MARKS = {"Ġ": " ", "▁": " ", "Ċ": "↵", "\n": "↵", "\r": "␍", "\t": "⇥"}
 _PADDING, _WORD_GAP, _PIECE_GAP = 1.3, 0.7, 0.15
@@ -52,11 +53,11 @@ class Box:
     width: float
 
 
-def boxes(tokens: Iterable[str], wrap: int) -> list[Box]:
+def boxes(tokens: Sequence[str], wrap: int) -> list[Box]:
     """Place tokens one after the other on lines of ``wrap`` characters.
 
-    A token that starts with a space stands a little apart from the one before it, the pieces of
-    a word stand close together.
+    A token that starts a word stands a little apart from the one before it, the pieces of a word
+    stand close together.
 
     Raises:
         InputError: ``wrap`` is not above zero.
@@ -65,14 +66,30 @@ def boxes(tokens: Iterable[str], wrap: int) -> list[Box]:
         raise InputError(f"wrap is {wrap}; give the number of characters on a line, above zero.")
     placed: list[Box] = []
     line, right = 0, 0.0
-    for text in map(readable, tokens):
-        left = right + (_WORD_GAP if text.startswith(" ") else _PIECE_GAP)
+    for text, starts in zip(map(readable, tokens), _starts(tokens), strict=True):
+        left = right + (_WORD_GAP if starts else _PIECE_GAP)
         width = max(columns(text.strip()), 1) + _PADDING
         if right > 0 and left + width > wrap:
             line, left = line + 1, 0.0
         placed.append(Box(text.strip(), line, left if right > 0 else 0.0, width))
         right = placed[-1].left + width
     return placed
+
+
+def in_line(tokens: Sequence[str]) -> list[str]:
+    """Readable tokens with a space in front where one starts a word, to stand side by side.
+
+    >>> in_line(["the", "ke", "##ys"]), in_line(["<s>", " the", "m"])
+    ([' the', ' ke', '##ys'], ['<s>', ' the', 'm'])
+    """
+    texts = zip(map(readable, tokens), _starts(tokens), strict=True)
+    return [f" {text.lstrip(' ')}" if starts else text for text, starts in texts]
+
+
+def _starts(tokens: Sequence[str]) -> list[bool]:
+    """Which tokens start a word; white space, which is shown by signs of its own, does not."""
+    pairs = zip(tokens, word_starts(tokens), strict=True)
+    return [starts and bool(token.strip()) for token, starts in pairs]
 
 
 def largest(values: Iterable[float]) -> float:

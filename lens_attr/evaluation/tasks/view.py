@@ -14,6 +14,7 @@ from lens_attr.errors import InputError
 from lens_attr.evaluation.tasks.task import Task
 from lens_attr.graph import ModelGraph
 from lens_attr.graph.tokens import character_spans, continuation, encode_prompt
+from lens_attr.spelling import covering
 from lens_attr.types import Sample
 
 Spans = Sequence[tuple[int, int] | None]
@@ -197,11 +198,9 @@ def _mask(spans: Spans, wanted: Sequence[tuple[int, int]], what: str) -> list[bo
     """True on the tokens that make up the wanted characters, which they must do exactly."""
     inside = [False] * len(spans)
     for start, end in wanted:
-        covering = [i for i, span in enumerate(spans) if span and span[0] < end and span[1] > start]
-        edges = [spans[i] for i in covering]
-        exact = covering and all(edge and start <= edge[0] and edge[1] <= end for edge in edges)
-        if not exact:
+        tokens = covering(spans, start, end)
+        if tokens is None:
             raise _Unmappable(f"the {what} starts or ends inside a token")
-        for i in covering:
+        for i in tokens:
             inside[i] = True
     return inside
