@@ -64,7 +64,8 @@ StepsOption = Annotated[
 ]
 NEURON_STEPS = 50
 OutOption = Annotated[
-    Path, typer.Option("--out", file_okay=False, help="Folder for curve.csv and pruning.html.")
+    Path,
+    typer.Option("--out", file_okay=False, help="Folder for curves, rankings and a page."),
 ]
 
 
@@ -119,6 +120,9 @@ def prune(
             progress=progress,
         )
     _write(comparison, out, model, task or str(data), len(ranking_set))
+    for ranking in rankings:
+        ranking.save(out / "rankings" / ranking.method)
+    options.note_saved(out, "pruning", model)
     if as_json:
         console.print_json(_document(comparison, out))
         return
@@ -202,6 +206,7 @@ def _write(comparison: PruningComparison, out: Path, model: str, samples: str, n
 
     out.mkdir(parents=True, exist_ok=True)
     comparison.to_pandas().to_csv(out / "curve.csv", index=False)
+    comparison.save(out)
     curve = comparison.curves[0]
     prose = (
         f"{model}: {NAMES[curve.unit]} are removed, the {curve.order} relevant first "
