@@ -76,5 +76,11 @@ def benchmark(result: BenchTable, metric: str = "pg") -> go.Figure:
     height = _FRAME_PX + _ROW_PX * len({row["method"] for row in chosen})
     fig.update_layout(template=LIGHT, title={"text": title}, height=height, showlegend=False)
     fig.update_yaxes(autorange="reversed")
-    fig.update_xaxes(title_text=title.partition(":")[0] if len(tasks) > 1 else title)
+    fig.update_xaxes(title_text=title if len(tasks) == 1 else _short(title))
     return fig
+
+
+def _short(title: str) -> str:
+    """Without the explanation, which the figure's title gives; the unit stays."""
+    name, _, explanation = title.partition(":")
+    return f"{name} (%)" if "%" in explanation else title

@@ -29,7 +29,12 @@ def run_page(run: RunFiles | str | Path) -> Page:
         InputError: not a directory, or no result file in it.
     """
     run = run if isinstance(run, RunFiles) else read_run(run)
-    sections = [section for chapter in run.chapters for section in _chapter(chapter)]
+    titles = [chapter.title for chapter in run.chapters]
+    sections = [
+        section
+        for chapter in run.chapters
+        for section in _chapter(chapter, unique=titles.count(chapter.title) == 1)
+    ]
     return Page(
         title=str(run.about.get("title") or TITLE),
         prose=str(run.about.get("prose") or ""),
@@ -38,8 +43,9 @@ def run_page(run: RunFiles | str | Path) -> Page:
     )
 
 
-def _chapter(chapter: Chapter) -> list[Section]:
-    opening = Section(chapter.title, "", setting(chapter))
+def _chapter(chapter: Chapter, unique: bool) -> list[Section]:
+    title = chapter.title if unique else f"{chapter.title}, {chapter.folder}"
+    opening = Section(title, "", setting(chapter))
     return [opening, *(section for kind in KINDS for section in kind(chapter))]
 
 
