@@ -13,10 +13,11 @@ import pytest
 import run_dir
 import torch
 from test_report import _Reader, result
+from test_security import ATTACKS, Elements, evil
 
 from lens_attr.attribution.comparison import Comparison
 from lens_attr.errors import InputError, SavedResultError
-from lens_attr.report import read_run, run_page, write_page
+from lens_attr.report import read_run, run_page, write_about, write_page
 
 SCRIPTS = re.compile(r"<script>.*?</script>", re.DOTALL)
 DRAWING = re.compile(r'<script type="application/json">(.*?)</script>')
@@ -223,3 +224,18 @@ def test_many_texts_are_cut_and_counted(tmp_path: Path) -> None:
 def test_hidden_folders_are_left_out(folder: Path) -> None:
     run_dir.ranking().save(folder / ".cache")
     assert not [f for c in read_run(folder).chapters for f in c.found if ".cache" in f.file]
+
+
+def test_what_files_say_is_shown_as_text(tmp_path: Path) -> None:
+    """Saved strings can come from anyone: none of them becomes markup or a script."""
+    attack = ATTACKS[0]
+    one = replace(evil(), metadata={"model": {"backend": attack}, "versions": {attack: attack}})
+    one.save(tmp_path / "a")
+    replace(run_dir.ranking(), method=attack, pool=attack).save(tmp_path)
+    replace(run_dir.patched(), target=[attack] * 2, target_unit=attack).save(tmp_path)
+    replace(run_dir.agreement(), what=attack, names=[attack] * 4).save(tmp_path)
+    replace(run_dir.edges(), method=attack).save(tmp_path / "b")
+    write_about(tmp_path, attack, attack, title=attack, prose=attack, refused={attack: attack})
+    path = write_page(run_page(tmp_path), tmp_path / "index.html")
+    Elements(path.read_text("utf-8")).harmless()
+    assert page_of(tmp_path).count(attack) > 5

@@ -76,7 +76,7 @@ def _explain(
 def _save(comparison: Comparison, folder: Path) -> None:
     """One result in the folder itself, several in one folder each."""
     only = next(iter(comparison.results.values())) if len(comparison.results) == 1 else None
-    (only or comparison).save(folder)
+    (comparison if only is None else only).save(folder)
 
 
 def _document(comparison: Comparison) -> dict[str, Any]:

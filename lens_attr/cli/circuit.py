@@ -98,8 +98,9 @@ def evaluate(
     table = result.to_pandas() if curves is None else curves.to_pandas()
     _write(result, curves, table, html, csv, model)
     if save is not None:
-        for each in filter(None, (result, curves)):
-            each.save(save)
+        result.save(save)
+        if curves is not None:
+            curves.save(save)
         options.note_saved(save, "evaluation", model)
     if as_json:
         console.print_json(_document(result, curves))

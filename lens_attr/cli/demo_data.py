@@ -89,6 +89,7 @@ def explore(name: str, backend: Backend, n: int, n_rank: int, seeds: int, folder
         InputError: the folder holds something that is not the demo's.
     """
     _empty(folder)
+    write_about(folder, "demo", command_line(), title=name)  # first: it marks the folder as ours
     model = load_model(name, backend, dtype="float32", device=None)
     embeddings = EMBEDDINGS.get(name, "full")
     samples = [_correct_sample(model, task) for task in TASKS]
@@ -103,7 +104,7 @@ def explore(name: str, backend: Backend, n: int, n_rank: int, seeds: int, folder
     except UnsupportedModelError as problem:
         refused["circuit"] = str(problem)
     write_about(
-        folder, "demo", command_line(), title=name, refused=refused,
+        folder, "demo", command_line(), refused=refused,
         methods=list(results), task="sentences of the built-in generator, all three tasks",
     )  # fmt: skip
     return Findings(type(model).__name__, pruning, agreement, refused)

@@ -9,7 +9,7 @@ from typing import Any
 from lens_attr._version import __version__
 from lens_attr.report.page import Page, Section, facts_list
 from lens_attr.report.run_files import Chapter, Found, RunFiles, read_run
-from lens_attr.report.run_sections import KINDS, setting
+from lens_attr.report.run_sections import KINDS, metadata_of, setting
 
 TITLE = "lens_attr: what made the prediction?"
 REPRODUCE = (
@@ -62,7 +62,7 @@ def _reproduce(run: RunFiles) -> Section:
         [
             *_commands(run.about),
             *(c for chapter in run.chapters for c in _commands(chapter.about)),
-            *filter(None, (_metadata(found).get("command") for found in everything)),
+            *filter(None, (metadata_of(found.result).get("command") for found in everything)),
         ]
     )
     facts: dict[str, Any] = {"command": "\n".join(map(str, commands)) or NO_COMMAND}
@@ -75,16 +75,11 @@ def _commands(about: Mapping[str, Any]) -> Sequence[str]:
     return list(commands.values()) if isinstance(commands, dict) else []
 
 
-def _metadata(found: Found) -> Mapping[str, Any]:
-    source = found.result
-    return getattr(source, "metadata", None) or getattr(source, "manifest", None) or {}
-
-
 def _versions(everything: Sequence[Found]) -> dict[str, str]:
     """Of every library; where files disagree, all of them."""
     known: dict[str, dict[str, None]] = {}
     for found in everything:
-        versions = _metadata(found).get("versions", {})
+        versions = metadata_of(found.result).get("versions", {})
         for library, version in versions.items() if isinstance(versions, Mapping) else ():
             known.setdefault(str(library), {})[str(version)] = None
     return {library: ", ".join(versions) for library, versions in known.items()}

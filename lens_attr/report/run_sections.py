@@ -70,7 +70,7 @@ def setting(chapter: Chapter) -> list[Html]:
     """What was explained, of which model: what a chapter opens with."""
     facts: dict[str, str] = {}
     for found in chapter.found:
-        model = _metadata(found.result).get("model")
+        model = metadata_of(found.result).get("model")
         if isinstance(model, Mapping):
             facts |= {_label(key): _words(value) for key, value in model.items()}
     explained = (*chapter.of("relevance.json"), *chapter.of("patching.json"))
@@ -83,7 +83,8 @@ def setting(chapter: Chapter) -> list[Html]:
     return [facts_list(facts)] if facts else []
 
 
-def _metadata(result: Any) -> Mapping[str, Any]:
+def metadata_of(result: Any) -> Mapping[str, Any]:
+    """How a result was made, as far as it says."""
     curves = getattr(result, "curves", None)
     source = curves[0] if curves else result
     return getattr(source, "metadata", None) or getattr(source, "manifest", None) or {}
