@@ -67,7 +67,7 @@ class Preview(Shown):
 
     def glance(self) -> Glance:
         """The facts, and the first problems."""
-        table = pd.DataFrame(self.facts().items(), columns=["fact", "value"])
+        table = pd.DataFrame(list(self.facts().items()), columns=["fact", "value"])
         return Glance(self.headline, notes=self.problems, table=table)
 
     def facts(self) -> dict[str, Any]:
