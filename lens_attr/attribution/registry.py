@@ -294,7 +294,7 @@ class MethodTable(Shown):
     def glance(self) -> Glance:
         """What each computes, where, and at what cost."""
         columns = ["name", "summary", "defined_for", "conserves", "cost"]
-        return Glance(self.headline, table=self.to_pandas()[columns])
+        return Glance(self.headline, table=self.to_pandas().reindex(columns=columns))
 
     def to_pandas(self) -> pd.DataFrame:
         """One row per method."""
