@@ -345,8 +345,9 @@ def test_the_figure_shows_every_edge() -> None:
     named = {row[0] for row in hover.customdata}
     assert named == {f"{s} to {t}" for s, t in circuit.edges}
     nodes = next(t for t in figure.data if t.mode == "markers+text")
-    assert list(nodes.text) == [node.name for node in circuit.nodes]
-    heights = dict(zip(nodes.text, nodes.y, strict=True))
+    names = [row[0] for row in nodes.customdata]
+    assert names == [node.name for node in circuit.nodes]
+    heights = dict(zip(names, nodes.y, strict=True))
     assert heights["input"] == 0 and heights["logits"] == max(nodes.y)
     layers = [heights[n.name] for n in circuit.nodes if n.kind == "head" and n.layer == 1]
     assert all(low < high for low, high in pairwise([0.0, 1.0, *layers[:1], heights["logits"]]))

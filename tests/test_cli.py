@@ -11,6 +11,8 @@ from typing import Any
 
 import pandas as pd
 import pytest
+import run_dir
+import typer
 from test_report import result
 from typer.testing import CliRunner, Result
 
@@ -22,19 +24,19 @@ from lens_attr.demo import DEMO_MODELS, generate
 from lens_attr.errors import InputError
 from lens_attr.types import Sample
 
-COMMANDS = (
-    "attribute",
-    "heads",
-    "generate",
-    "prune",
-    "patch",
-    "edges",
-    "bench",
-    "check",
-    "run",
-    "methods",
-    "demo",
-)
+
+def leaves(group: Any, path: tuple[str, ...] = ()) -> dict[tuple[str, ...], Any]:
+    """Every command that does something, by the words that call it."""
+    found: dict[tuple[str, ...], Any] = {}
+    for name, command in group.commands.items():
+        below = getattr(command, "commands", None)
+        found |= {(*path, name): command} if below is None else leaves(command, (*path, name))
+    return found
+
+
+COMMANDS = leaves(typer.main.get_command(app))
+LOADS_NO_MODEL = {("methods",), ("report",), ("run",)}
+LOADS_SEVERAL = {("demo",)}
 TEXT = "the keys near the old cabinet"
 PAIR = ["--target", " are", "--foil", " is"]
 ESCAPE = "\x1b["
@@ -82,7 +84,7 @@ def models() -> dict[str, Any]:
 # --- starting up
 
 
-@pytest.mark.parametrize("arguments", [["--help"], *([name, "--help"] for name in COMMANDS)])
+@pytest.mark.parametrize("arguments", [["--help"], *([*words, "--help"] for words in COMMANDS)])
 def test_help_loads_no_heavy_library(arguments: list[str]) -> None:
     code = (
         "import sys; from typer.testing import CliRunner; from lens_attr.cli import app\n"
@@ -98,17 +100,60 @@ def test_help_loads_no_heavy_library(arguments: list[str]) -> None:
 
 def test_help_lists_every_command() -> None:
     shown = good("--help")
-    assert all(name in shown for name in COMMANDS)
+    assert all(words[0] in shown for words in COMMANDS)
 
 
-@pytest.mark.parametrize("name", COMMANDS)
-def test_every_option_has_a_help_text(name: str) -> None:
-    import typer
+def options_of(command: Any) -> dict[str, Any]:
+    return {name: p for p in command.params for name in p.opts if name.startswith("--")}
 
-    command = typer.main.get_command(app).commands[name]  # type: ignore[attr-defined]
-    assert command.help
+
+@pytest.mark.parametrize("words", COMMANDS, ids=" ".join)
+def test_every_command_keeps_the_contract(words: tuple[str, ...]) -> None:
+    """What works in one command works in all."""
+    command = COMMANDS[words]
     for parameter in command.params:
-        assert getattr(parameter, "help", None), parameter.name
+        assert getattr(parameter, "help", None), f"{parameter.name} has no help"
+    assert {"--json", "--quiet"} <= options_of(command).keys()
+    assert "-q" in options_of(command)["--quiet"].opts
+    call = " ".join(("lens-attr", *words))
+    assert f"Example: {call}" in command.help, "no example"
+    if words not in LOADS_NO_MODEL | LOADS_SEVERAL:
+        takes_model = {"--backend", "--dtype", "--device"}
+        assert takes_model <= options_of(command).keys()
+    if words in LOADS_NO_MODEL:
+        assert "--backend" not in options_of(command)
+
+
+SHARED = ("--model", "--backend", "--dtype", "--device", "--target", "--foil", "--json", "--quiet",
+          "--html", "--save", "--csv", "--top", "--position", "--pool")  # fmt: skip
+
+
+@pytest.mark.parametrize("option", SHARED)
+def test_an_option_means_the_same_in_every_command(option: str) -> None:
+    """The same letters and the same default."""
+    found = {w: options_of(c)[option] for w, c in COMMANDS.items() if option in options_of(c)}
+    assert len(found) > 1
+    first = next(iter(found.values()))
+    for words, parameter in found.items():
+        assert (parameter.opts, parameter.default) == (first.opts, first.default), words
+
+
+@pytest.mark.parametrize("words", COMMANDS, ids=" ".join)
+def test_a_mistyped_option_is_one_line_with_what_was_meant(words: tuple[str, ...]) -> None:
+    ran = run(*words, "--jsn")
+    assert ran.exit_code == 2
+    assert ran.stdout == ""
+    (line,) = ran.stderr.splitlines()
+    assert line.startswith("error: ") and "did you mean --json" in line
+    assert line.endswith(f"See: lens-attr {' '.join(words)} --help")
+
+
+def test_a_mistyped_command_is_one_line_with_what_was_meant() -> None:
+    for words, meant in ((["atribute"], "attribute"), (["circuit", "evalute", "x"], "evaluate")):
+        ran = run(*words)
+        assert ran.exit_code == 2 and ran.stdout == ""
+        (line,) = ran.stderr.splitlines()
+        assert f"Did you mean '{meant}'?" in line
 
 
 def test_version() -> None:
@@ -144,7 +189,8 @@ def test_no_command_shows_the_help() -> None:
 def test_wrong_usage_exits_with_2(arguments: list[str]) -> None:
     ran = run(*arguments)
     assert ran.exit_code == 2
-    assert "Traceback" not in ran.output
+    (line,) = ran.stderr.splitlines()
+    assert line.startswith("error: ") and " --help" in line
 
 
 @pytest.mark.parametrize(
@@ -237,6 +283,7 @@ def test_methods_lists_the_registry() -> None:
     listed = json.loads(good("methods", "--json"))
     assert {row["name"] for row in listed} == {method.name for method in la.methods()}
     assert all(row["name"] in shown and row["summary"] in shown for row in listed)
+    assert good("methods", "-q").splitlines() == [row["name"] for row in listed]
 
 
 @pytest.mark.usefixtures("fast_load")
@@ -408,6 +455,56 @@ def test_ranking_and_pruning_share_no_text() -> None:
         _split([Sample(text, " x", " y") for text in texts], 2, 3)
 
 
+# --- report
+
+
+def test_report_reads_what_the_commands_saved(tmp_path: Path) -> None:
+    run_dir.write(tmp_path)
+    shown = good("report", tmp_path)
+    assert shown.splitlines()[-1] == f"page: {tmp_path / 'index.html'}"
+    (tmp_path / "m" / "pruning.json").write_text("{")
+    ran = run("report", tmp_path, "--html", tmp_path / "other.html")
+    assert ran.exit_code == 0 and (tmp_path / "other.html").exists()
+    assert ran.stderr.startswith("note: m/pruning.json could not be read: ")
+    assert list(json.loads(good("report", tmp_path, "--json"))["problems"]) == ["m/pruning.json"]
+
+
+def test_report_refuses_a_folder_without_results(tmp_path: Path) -> None:
+    ran = run("report", tmp_path)
+    assert ran.exit_code == 1
+    assert "holds no result that can be shown" in ran.stderr
+
+
+@pytest.mark.usefixtures("fast_load")
+def test_what_commands_save_can_be_reported(tmp_path: Path) -> None:
+    """One folder, filled by every command with --save or --out that is fast."""
+    sizes = ["--n", "4", "--n-rank", "4", "--seeds", "1", "--methods", "lrp"]
+    for words in (
+        ["attribute", TEXT, *PAIR, "--method", "lrp", "--method", "gim", "--save"],
+        ["check", "demo-gpt2", "--rules", "gim", "--save"],
+        ["patch", "--task", "sva", "--n", "6", "--save"],
+        ["edges", "--task", "sva", "--n", "6", "--method", "eap", "--save"],
+        ["prune", "--task", "sva", *sizes, "--out"],
+    ):
+        good(*words, tmp_path / "all")
+    good(
+        "circuit",
+        "evaluate",
+        tmp_path / "all",
+        "--task",
+        "sva",
+        "--n",
+        "6",
+        "--save",
+        tmp_path / "all",
+    )
+    files = json.loads(good("report", tmp_path, "--json"))["files"]
+    assert {Path(file).name for file in files} == {
+        "relevance.json", "coverage.json", "patching.json", "edges.json", "circuit.json",
+        "pruning.json", "ranking.json", "evaluation.json",
+    }  # fmt: skip
+
+
 # --- demo
 
 
@@ -419,17 +516,40 @@ def test_demo_writes_one_page_about_every_model(tmp_path: Path) -> None:
     for name in DEMO_MODELS:
         assert name in shown
         assert f"<h2>{name}</h2>" in markup
+    curves = json.loads((tmp_path / "demo-gpt2" / "pruning.json").read_text("utf-8"))
+    curves["curves"][0]["accuracy"] = [0.03125] * len(curves["curves"][0]["accuracy"])
+    (tmp_path / "demo-gpt2" / "pruning.json").write_text(json.dumps(curves), "utf-8")
+    document = json.loads(good("report", tmp_path, "--json"))
+    assert document["page"] == str(tmp_path / "index.html") and not document["problems"]
+    assert "0.031" not in markup
+    assert "0.031" in (tmp_path / "index.html").read_text(encoding="utf-8")
     assert shown.rstrip().endswith(f"page: {tmp_path / 'index.html'}")
     assert "http-equiv" in markup and 'src="http' not in markup
 
 
 @pytest.mark.usefixtures("fast_load")
-def test_demo_says_why_a_method_is_refused() -> None:
-    from lens_attr.cli.demo_data import tell
+def test_demo_says_why_a_method_is_refused(tmp_path: Path) -> None:
+    from lens_attr.circuits import PruningComparison
+    from lens_attr.cli.demo_data import explore
+    from lens_attr.report import run_page
 
-    story = tell("demo-bert", "bridge", n=4, n_rank=6, seeds=2)
-    assert "gim" in story.refused and "gim" not in story.explanations[0].results
-    assert {curve.method for curve in story.pruning.curves} == set(story.explanations[0].results)
+    found = explore("demo-bert", "bridge", n=4, n_rank=6, seeds=2, folder=tmp_path / "demo-bert")
+    assert set(found.refused) == {"gim", "circuit"}
+    assert "gim" not in found.agreement.scores
+    saved = PruningComparison.load(tmp_path / "demo-bert")
+    assert {curve.method for curve in saved.curves} == set(found.agreement.scores)
+    prose = [section.prose for section in run_page(tmp_path).sections]
+    assert any(found.refused["gim"] in text for text in prose)
+    assert any(found.refused["circuit"] in text for text in prose)
+
+
+def test_demo_empties_no_folder_that_is_not_its_own(tmp_path: Path) -> None:
+    from lens_attr.cli.demo_data import explore
+
+    (tmp_path / "mine.txt").write_text("keep")
+    with pytest.raises(InputError, match="holds other things"):
+        explore("demo-gpt2", "auto", n=1, n_rank=1, seeds=0, folder=tmp_path)
+    assert (tmp_path / "mine.txt").read_text() == "keep"
 
 
 def test_top_tokens_weigh_methods_alike() -> None:

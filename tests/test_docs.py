@@ -25,6 +25,7 @@ import lens_attr as la
 ROOT = Path(__file__).resolve().parents[1]
 DOCS = ROOT / "docs"
 PAGES = sorted(DOCS.rglob("*.md"))
+NOTEBOOKS = sorted((ROOT / "notebooks").glob("*.ipynb"))
 METHOD_PAGES = DOCS / "methods"
 METHODS = list(la.methods())
 MODULES_WITH_EXAMPLES = sorted(
@@ -122,6 +123,9 @@ def test_links_inside_the_repository_lead_somewhere(page: Path) -> None:
             continue
         path, _, anchor = link.partition("#")
         target = (page.parent / path).resolve() if path else page
+        if target.parent == DOCS / "tutorials":  # made from the notebooks by docs/tutorials.py
+            assert target.stem in {notebook.stem for notebook in NOTEBOOKS}, f"{link}: no notebook"
+            continue
         assert target.exists(), f"{link} leads nowhere"
         if anchor:
             assert anchor in anchors(target), f"{link}: no such heading"
@@ -147,7 +151,9 @@ def listed(entry: Any) -> list[str]:
 
 def test_the_navigation_holds_every_page_once() -> None:
     nav = yaml.safe_load((ROOT / "mkdocs.yml").read_text("utf-8"))["nav"]
-    assert sorted(listed(nav)) == sorted(str(page.relative_to(DOCS)) for page in PAGES)
+    tutorials = [f"tutorials/{path.stem}.md" for path in NOTEBOOKS]
+    pages = [str(page.relative_to(DOCS)) for page in PAGES]
+    assert sorted(listed(nav)) == sorted([*pages, *tutorials])
 
 
 def documented(page: Path) -> list[str]:
@@ -161,6 +167,7 @@ def test_the_reference_holds_every_public_name() -> None:
     for package in (
         la,
         *(getattr(la, name) for name in ("circuits", "evaluation", "plots", "rules", "runs")),
+        importlib.import_module("lens_attr.report"),
     ):
         missing = {name for name in package.__all__ if is_code(package, name)} - leaves
         assert not missing, f"docs/reference lacks {sorted(missing)} of {package.__name__}"

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import replace
 from html.parser import HTMLParser
+from pathlib import Path
 from typing import Any
 
 import pandas as pd
@@ -16,8 +17,10 @@ import lens_attr as la
 from lens_attr.attribution.comparison import Comparison
 from lens_attr.attribution.conservation import Conservation
 from lens_attr.display import ColouredText, Glance, Shown, cell
+from lens_attr.evaluation import AxesTable
 from lens_attr.plots.at_a_glance import html_of, table, terminal_of
 from lens_attr.rules.audit import Audit, Coverage
+from lens_attr.runs import RunReport
 
 EVIL = "<script>alert('&')</script>[bold]"
 
@@ -77,6 +80,12 @@ def test_numbers_stand_on_the_right_and_missing_values_are_a_dash() -> None:
 RELEVANCE = relevance([["<s>", " the", " keys"], ["<s>", " no"]])
 
 
+def claims() -> AxesTable:
+    row = {"axis": "target", "claim": "as good", "metric": "pg", "difference": 0.5, "p": 0.2}
+    frame = pd.DataFrame([row | {"n": 9, "verdict": "holds"}] * 2)
+    return AxesTable(la.evaluation.BenchTable(pd.DataFrame()), frame, frame, {"question": "none"})
+
+
 def results() -> list[Shown]:
     one = torch.tensor([1.0])
     lost = {"attention": torch.tensor([[0.25, 0.5]])}
@@ -87,6 +96,8 @@ def results() -> list[Shown]:
         Conservation(one, one * 0.25, {"attention": one * 0.75}, lost, "logit"),
         Audit(True, [], rows, rules="lrp"),
         Audit(False, ["a reason"], rules="gim"),
+        claims(),
+        RunReport(Path("out/x"), 9, 2, 0, 9, True, ["a notice"]),
     ]
 
 
@@ -210,3 +221,13 @@ def test_every_public_result_shows_itself(made: dict[str, Shown]) -> None:
         drawn = [kind for kind in drawn if isinstance(kind, type) and hasattr(kind, "plot")]
         assert drawn
         assert {kind.__name__ for kind in drawn} <= made.keys()
+
+
+def test_every_result_with_a_table_shows_itself() -> None:
+    """Whatever a user can turn into a table has a headline, a repr for Jupyter and for rich."""
+    packages = (la, la.circuits, la.evaluation, la.rules, la.runs)
+    public = [getattr(package, name) for package in packages for name in package.__all__]
+    tables = {kind for kind in public if isinstance(kind, type) and hasattr(kind, "to_pandas")}
+    assert len(tables) > 15
+    silent = {kind.__name__ for kind in tables if not issubclass(kind, Shown)}
+    assert not silent

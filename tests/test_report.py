@@ -12,18 +12,7 @@ import plotly.graph_objects as go
 import torch
 
 from lens_attr.attribution.relevance import Relevance
-from lens_attr.circuits.results import PruningComparison, PruningCurve, Ranking
-from lens_attr.report import (
-    Explanation,
-    Html,
-    ModelStory,
-    Page,
-    Section,
-    demo_page,
-    explained_text,
-    write_page,
-)
-from lens_attr.types import Sample
+from lens_attr.report import Html, Page, Section, explained_text, write_page
 
 EVIL = "<script>alert('x')</script> & </style>"
 
@@ -31,7 +20,7 @@ EVIL = "<script>alert('x')</script> & </style>"
 class _Reader(HTMLParser):
     """Collects tags, links and text outside of scripts, and checks that tags are balanced."""
 
-    VOID = frozenset({"meta", "link", "br", "img"})
+    VOID = frozenset({"meta", "link", "br", "img", "input"})
 
     def __init__(self, markup: str) -> None:
         super().__init__()
@@ -77,23 +66,6 @@ def result(method: str = "gim") -> Relevance:
         method=method,
         head_tokens=heads,
         heads_relu_dim=heads.relu().sum(2),
-    )
-
-
-def story() -> ModelStory:
-    ranking = Ranking(torch.rand(2, 2).double().numpy(), "gim", "relu_token", 50)
-    steps = torch.rand(5).double().numpy()
-    curves = [PruningCurve(steps, steps, ranking.order, m, n=40) for m in ("gim", "random seed 0")]
-    sample = Sample("keys near", " are", " is", truth=((0, 4),))
-    return ModelStory(
-        name="demo-gpt2",
-        backend="HookedTransformer",
-        explanations=[Explanation(sample, {"gim": result(), "lrp": result("lrp")})],
-        ranking=ranking,
-        pruning=PruningComparison(curves[:1], [curves[1]] * 2),
-        task="sva",
-        n_rank=50,
-        refused={"relp": "the <softmax> is hidden."},
     )
 
 
@@ -144,7 +116,7 @@ def test_contents_link_to_sections_that_exist(tmp_path: Path) -> None:
     path = write_page(Page("t", "", sections), tmp_path / "page.html")
     markup = path.read_text(encoding="utf-8")
     targets = re.findall(r'href="#(\w+)"', markup)
-    assert targets == ["s0", "s2"]
+    assert targets == ["main", "s0", "s1", "s2"]
     assert all(f'id="{target}"' in markup for target in targets)
 
 
@@ -168,21 +140,25 @@ def test_explained_text_names_every_method_and_its_sum() -> None:
     assert "<s>" in read.text and "keys near" in read.text
 
 
-def test_demo_page_tells_everything(tmp_path: Path) -> None:
-    read = written(demo_page([story(), story()], "made today"), tmp_path)
-    for shown in (
-        "demo-gpt2",
-        "Held by HookedTransformer.",
-        "Why “are” rather than “is”?",
-        "decided by: keys, logit of ' are' - logit of ' is' = +1.25",
-        "relp is not available on this model: the <softmax> is hidden.",
-        "Heads were ranked on 50 samples",
-        "measured on 40 other samples",
-        "random mean",
-        "made today",
-    ):
-        assert shown in " ".join(read.text.split())
-    assert sum(data.startswith('{"data"') for data in read.data) == 4
+def test_a_figure_keeps_the_words_of_its_subtitle_and_room_for_panel_titles(tmp_path: Path) -> None:
+    title = {"text": "Two bars", "subtitle": {"text": "of one kind"}}
+    panel = {"text": "one<br>two", "x": 0.5, "y": 1.0, "yref": "paper", "showarrow": False}
+    figure = go.Figure(go.Bar(y=[1, 2]), layout={"title": title, "annotations": [panel]})
+    read = written(Page("t", "", [Section("A", "", [figure])]), tmp_path)
+    drawing = json.loads(next(data for data in read.data if data.startswith('{"data"')))
+    assert "Two bars: of one kind" in read.text
+    assert drawing["layout"]["margin"]["t"] > 40
+
+
+def test_a_section_names_the_files_behind_its_numbers(tmp_path: Path) -> None:
+    read = written(Page("t", "", [Section("A", files=["a/<b>.json", "c.json"])]), tmp_path)
+    assert "Read from a/<b>.json, c.json" in read.text
+
+
+def test_parts_stand_under_their_section_in_the_contents(tmp_path: Path) -> None:
+    sections = [Section("A"), Section("part", level=3), Section("B")]
+    markup = write_page(Page("t", "", sections), tmp_path / "page.html").read_text("utf-8")
+    assert '<a href="#s0">A</a><ul><li><a href="#s1">part</a></li></ul>' in markup
 
 
 def test_html_goes_in_as_it_is(tmp_path: Path) -> None:

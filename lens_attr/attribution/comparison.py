@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import pandas as pd
@@ -12,6 +13,7 @@ from lens_attr import display
 from lens_attr.attribution.relevance import Relevance
 from lens_attr.attribution.special_tokens import Also, Policy
 from lens_attr.display import Glance, Shown
+from lens_attr.errors import InputError, SavedResultError
 
 if TYPE_CHECKING:
     import plotly.graph_objects as go
@@ -56,3 +58,31 @@ class Comparison(Shown):
     def plot(self, **options: Any) -> go.Figure:
         """The text once per method, coloured by relevance."""
         return display.figure_of("comparison", self, **options)
+
+    def save(self, directory: str | Path) -> Path:
+        """Write every result into a folder of its own in ``directory``, named after its method.
+
+        Raises:
+            InputError: nothing to save, or a name that is no name of a folder.
+        """
+        directory = Path(directory)
+        if not self.results:
+            raise InputError("the comparison holds no method.")
+        for name in self.results:
+            if name in ("", ".", "..") or Path(name).name != name:
+                raise InputError(f"{name!r} cannot name a folder: rename it in the comparison.")
+        for name, result in self.results.items():
+            result.save(directory / name)
+        return directory
+
+    @staticmethod
+    def load(directory: str | Path) -> Comparison:
+        """Read what `save` wrote, in the order of the methods' names.
+
+        Raises:
+            SavedResultError: no result there, or one that is truncated or altered.
+        """
+        found = sorted(path.parent for path in Path(directory).glob("*/relevance.json"))
+        if not found:
+            raise SavedResultError(f"no folder in {directory} holds a saved Relevance.")
+        return Comparison({path.name: Relevance.load(path) for path in found})

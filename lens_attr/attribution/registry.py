@@ -24,6 +24,7 @@ from lens_attr.attribution.integrated_gradients import (
     IntegratedGradients,
 )
 from lens_attr.attribution.occlusion import Occlusion
+from lens_attr.display import Glance, Shown
 from lens_attr.errors import InputError, did_you_mean
 from lens_attr.rules.presets import SWITCHES
 
@@ -273,7 +274,7 @@ METHODS: dict[str, Method] = {
 }
 
 
-class MethodTable:
+class MethodTable(Shown):
     """The registry as a table: iterate it, index it by name, or turn it into pandas."""
 
     def __iter__(self) -> Iterator[Method]:
@@ -284,6 +285,16 @@ class MethodTable:
 
     def __getitem__(self, name: str) -> Method:
         return method(name)
+
+    @property
+    def headline(self) -> str:
+        """How many there are."""
+        return f"{len(self)} methods"
+
+    def glance(self) -> Glance:
+        """What each computes, where, and at what cost."""
+        columns = ["name", "summary", "defined_for", "conserves", "cost"]
+        return Glance(self.headline, table=self.to_pandas().reindex(columns=columns))
 
     def to_pandas(self) -> pd.DataFrame:
         """One row per method."""

@@ -246,7 +246,9 @@ class Relevance(Shown):
         return pd.concat(rows, ignore_index=True)
 
     def plot(self, **options: Any) -> go.Figure:
-        """Token heatmap; ``kind="heads"`` draws the head map [layer, head] instead."""
+        """Token heatmap; ``kind="heads"`` draws the map [layer, head], ``"head_tokens"`` heads by
+        tokens; see `lens_attr.plots.relevance`.
+        """
         return display.figure_of("relevance", self, **options)
 
     def save(self, directory: str | Path) -> Path:

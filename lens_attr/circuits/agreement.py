@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, get_args
 
 import numpy as np
@@ -13,6 +14,7 @@ from numpy.typing import NDArray
 
 from lens_attr import display
 from lens_attr.attribution import Pool, Relevance
+from lens_attr.circuits import saved
 from lens_attr.circuits.patch_result import PatchResult
 from lens_attr.circuits.results import Ranking
 from lens_attr.circuits.units import check_choice
@@ -106,6 +108,24 @@ class Agreement(Shown):
     def plot(self, **options: Any) -> go.Figure:
         """Attribution against exact effect, one panel per method."""
         return display.figure_of("agreement", self, **options)
+
+    def save(self, directory: str | Path) -> Path:
+        """Write ``agreement.json`` into ``directory``."""
+        return saved.save(self, directory, "agreement")
+
+    @staticmethod
+    def load(directory: str | Path) -> Agreement:
+        """Read what `save` wrote.
+
+        Raises:
+            SavedResultError: missing, truncated, or of an unknown format.
+        """
+        return saved.load(_of_plain, directory, "agreement")
+
+
+def _of_plain(content: Mapping[str, Any]) -> Agreement:
+    scores = saved.numbers(content["scores"], *content["scores"])
+    return Agreement(**{**content, **saved.numbers(content, "importance"), "scores": scores})
 
 
 def agreement(

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
@@ -12,6 +13,7 @@ from jaxtyping import Float
 from numpy.typing import NDArray
 
 from lens_attr import display
+from lens_attr.circuits import saved
 from lens_attr.circuits.edge_scores import Ordering
 from lens_attr.circuits.extraction import By
 from lens_attr.display import Glance, Shown
@@ -79,6 +81,19 @@ class CircuitEvaluation(Shown):
             "n": len(self.circuit),
         }
         return pd.DataFrame([row])
+
+    def save(self, directory: str | Path) -> Path:
+        """Write ``evaluation.json`` into ``directory``."""
+        return saved.save(self, directory, "evaluation")
+
+    @staticmethod
+    def load(directory: str | Path) -> CircuitEvaluation:
+        """Read what `save` wrote.
+
+        Raises:
+            SavedResultError: missing, truncated, or of an unknown format.
+        """
+        return saved.load(_evaluation, directory, "evaluation")
 
 
 @dataclass(frozen=True, repr=False)
@@ -189,3 +204,31 @@ class FaithfulnessComparison(Shown):
     def plot(self, **options: Any) -> go.Figure:
         """Faithfulness against circuit size, every method, random as a band."""
         return display.figure_of("faithfulness", self, **options)
+
+    def save(self, directory: str | Path) -> Path:
+        """Write ``faithfulness.json`` into ``directory``."""
+        return saved.save(self, directory, "faithfulness")
+
+    @staticmethod
+    def load(directory: str | Path) -> FaithfulnessComparison:
+        """Read what `save` wrote.
+
+        Raises:
+            SavedResultError: missing, truncated, or of an unknown format.
+        """
+        return saved.load(_comparison, directory, "faithfulness")
+
+
+def _evaluation(content: Mapping[str, Any]) -> CircuitEvaluation:
+    return CircuitEvaluation(
+        **{**content, **saved.numbers(content, "circuit", "clean", "corrupted")}
+    )
+
+
+def _curve(content: Mapping[str, Any]) -> FaithfulnessCurve:
+    evaluations = [_evaluation(one) for one in content["evaluations"]]
+    return FaithfulnessCurve(**{**content, "evaluations": evaluations})
+
+
+def _comparison(content: Mapping[str, Any]) -> FaithfulnessComparison:
+    return FaithfulnessComparison(**{name: [*map(_curve, content[name])] for name in content})

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
@@ -12,6 +13,7 @@ from jaxtyping import Float
 from numpy.typing import NDArray
 
 from lens_attr import display
+from lens_attr.circuits import saved
 from lens_attr.circuits.units import Unit
 from lens_attr.display import Glance, Shown
 
@@ -72,6 +74,19 @@ class Ranking(Shown):
         frame = pd.DataFrame(rows, columns=["layer", self.unit, "score"])
         frame = frame.drop(columns="mlp", errors="ignore")
         return frame.assign(rank=range(len(frame)), method=self.method, pool=self.pool)
+
+    def save(self, directory: str | Path) -> Path:
+        """Write ``ranking.json`` into ``directory``."""
+        return saved.save(self, directory, "ranking")
+
+    @staticmethod
+    def load(directory: str | Path) -> Ranking:
+        """Read what `save` wrote.
+
+        Raises:
+            SavedResultError: missing, truncated, or of an unknown format.
+        """
+        return saved.load(_ranking, directory, "ranking")
 
 
 @dataclass(frozen=True, repr=False)
@@ -156,6 +171,13 @@ class PruningCurve(Shown):
         """The curve alone; see `PruningComparison.plot` for methods against random."""
         return display.figure_of("pruning", PruningComparison(curves=[self]), **options)
 
+    @staticmethod
+    def of_plain(content: Mapping[str, Any]) -> PruningCurve:
+        """The curve with these fields, as `PruningComparison.save` writes them."""
+        pruned = [(int(layer), int(unit)) for layer, unit in content["pruned"]]
+        measured = saved.numbers(content, "accuracy", "logit_diff")
+        return PruningCurve(**{**content, **measured, "pruned": pruned})
+
 
 @dataclass(frozen=True, repr=False)
 class PruningComparison(Shown):
@@ -213,3 +235,25 @@ class PruningComparison(Shown):
     def plot(self, **options: Any) -> go.Figure:
         """Accuracy against fraction pruned, every method, random as a band."""
         return display.figure_of("pruning", self, **options)
+
+    def save(self, directory: str | Path) -> Path:
+        """Write ``pruning.json`` into ``directory``."""
+        return saved.save(self, directory, "pruning")
+
+    @staticmethod
+    def load(directory: str | Path) -> PruningComparison:
+        """Read what `save` wrote.
+
+        Raises:
+            SavedResultError: missing, truncated, or of an unknown format.
+        """
+        return saved.load(_comparison, directory, "pruning")
+
+
+def _ranking(content: Mapping[str, Any]) -> Ranking:
+    return Ranking(**{**content, **saved.numbers(content, "scores")})
+
+
+def _comparison(content: Mapping[str, Any]) -> PruningComparison:
+    curves = {name: [PruningCurve.of_plain(curve) for curve in content[name]] for name in content}
+    return PruningComparison(**curves)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Annotated, Any
 
 import typer
@@ -21,27 +23,56 @@ from lens_attr.cli import (
     methods,
     patch,
     prune,
+    report,
     run,
 )
 from lens_attr.errors import LensAttrError
 
 INTERRUPTED = 130
+WRONG_USAGE = 2
+
+_UsageError: Any = typer.BadParameter.__base__
+"""Typer brings a click of its own, and which one differs between versions."""
 
 
 class _Commands(TyperGroup):
     """Turns what can go wrong on purpose into one line on stderr and an exit code."""
 
+    def make_context(self, *args: Any, **extra: Any) -> Any:
+        with _one_line_errors():
+            return super().make_context(*args, **extra)
+
     def invoke(self, ctx: Any) -> Any:
-        try:
+        with _one_line_errors():
             return super().invoke(ctx)
-        except BrokenPipeError:  # the reader of a pipe has seen enough; typer ends quietly
+
+
+@contextmanager
+def _one_line_errors() -> Iterator[None]:
+    try:
+        yield
+    except _UsageError as error:
+        if type(error).__name__ == "NoArgsIsHelpError":  # a group alone shows its help
             raise
-        except (LensAttrError, OSError) as error:
-            console.error(error)
-            raise typer.Exit(1) from error
-        except KeyboardInterrupt as interrupt:
-            console.error("interrupted")
-            raise typer.Exit(INTERRUPTED) from interrupt
+        console.error(_mistake(error))
+        raise typer.Exit(WRONG_USAGE) from error
+    except BrokenPipeError:  # the reader of a pipe has seen enough; typer ends quietly
+        raise
+    except (LensAttrError, OSError) as error:
+        console.error(error)
+        raise typer.Exit(1) from error
+    except KeyboardInterrupt as interrupt:
+        console.error("interrupted")
+        raise typer.Exit(INTERRUPTED) from interrupt
+
+
+def _mistake(error: Any) -> str:
+    """What is wrong, what may have been meant, and where the help is."""
+    message = error.format_message()
+    if getattr(error, "possibilities", None):
+        message = f"{error.message}; did you mean {' or '.join(error.possibilities)}?"
+    where = f" See: {error.ctx.command_path} --help" if error.ctx else ""
+    return f"{message}{'' if message.endswith(('.', '?')) else '.'}{where}"
 
 
 app = typer.Typer(
@@ -84,6 +115,7 @@ for command in (
     bench.bench,
     check.check,
     run.run,
+    report.report,
     methods.methods,
     demo.demo,
 ):

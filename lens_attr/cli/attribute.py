@@ -58,6 +58,7 @@ def attribute(
     comparison = Comparison(results)
     if save is not None:
         _save(comparison, save)
+        options.note_saved(save, "relevance", model)
     if html is not None:
         _write_html(comparison, html, model, text)
     if as_json:
@@ -82,8 +83,8 @@ def _explain(
 
 def _save(comparison: Comparison, folder: Path) -> None:
     """One result in the folder itself, several in one folder each."""
-    for name, result in comparison.results.items():
-        result.save(folder / name if len(comparison.results) > 1 else folder)
+    only = next(iter(comparison.results.values())) if len(comparison.results) == 1 else None
+    (comparison if only is None else only).save(folder)
 
 
 def _document(comparison: Comparison) -> dict[str, Any]:

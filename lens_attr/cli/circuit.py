@@ -65,6 +65,7 @@ def evaluate(
     as_json: options.JsonOption = False,
     html: options.HtmlOption = None,
     csv: pairs_cli.CsvOption = None,
+    save: options.SaveOption = None,
     quiet: options.QuietOption = False,
 ) -> None:
     """Run a saved circuit with everything outside it corrupted: how faithful is it?
@@ -96,6 +97,11 @@ def evaluate(
             )
     table = result.to_pandas() if curves is None else curves.to_pandas()
     _write(result, curves, table, html, csv, model)
+    if save is not None:
+        result.save(save)
+        if curves is not None:
+            curves.save(save)
+        options.note_saved(save, "evaluation", model)
     if as_json:
         console.print_json(_document(result, curves))
         return
@@ -104,7 +110,7 @@ def evaluate(
         console.print_blank()
         console.print_table(curves.summary())
     if not quiet:
-        files = {"page": html, "table": csv}
+        files = {"page": html, "table": csv, "saved": save}
         console.print_facts({name: path for name, path in files.items() if path is not None})
 
 

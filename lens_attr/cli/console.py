@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import sys
 import warnings
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, nullcontext
 from typing import TYPE_CHECKING, Any
 
@@ -104,6 +104,12 @@ def print_facts(facts: Mapping[str, object]) -> None:
     """``name: value`` lines."""
     for name, value in facts.items():
         stdout().print(Text.assemble((f"{name}: ", "bold"), str(value)), soft_wrap=True)
+
+
+def print_lines(lines: Iterable[str]) -> None:
+    """One line each."""
+    for line in lines:
+        stdout().print(line, soft_wrap=True)
 
 
 def print_heading(name: str, detail: str) -> None:

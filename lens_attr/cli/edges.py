@@ -137,6 +137,7 @@ def _write(
     if save is not None:
         scores.save(save)
         circuit.save(save)
+        options.note_saved(save, "edges", model)
     if html is not None:
         _write_html(scores, circuit, html, model)
 

@@ -55,6 +55,8 @@ def heads(
     ranking = la.circuits.rank_heads(result, pool=pool)
     if save is not None:
         result.save(save)
+        ranking.save(save)
+        options.note_saved(save, "relevance", model)
     if html is not None:
         _write_html(result, ranking, html, text)
     if as_json:

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import contextlib
 import io
+import shlex
+import sys
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal
@@ -122,6 +124,18 @@ def silent_libraries() -> Iterator[None]:
     logging.disable_progress_bar()
     with contextlib.redirect_stdout(io.StringIO()):
         yield
+
+
+def command_line() -> str:
+    """What was typed, as it can be typed again."""
+    return shlex.join(["lens-attr", *sys.argv[1:]])
+
+
+def note_saved(folder: Path, made: str, model: str) -> None:
+    """Write down beside saved results which command made them; `lens-attr report` shows it."""
+    from lens_attr.report import write_about
+
+    write_about(folder, made, command_line(), title=model)
 
 
 def check_methods(names: Sequence[str]) -> None:

@@ -87,6 +87,8 @@ def patch(
             progress=console.wants_progress(quiet),
         )
     _write(result, html, csv, save)
+    if save is not None:
+        options.note_saved(save, "patching", model)
     if as_json:
         console.print_json(_document(result))
         return

@@ -75,7 +75,7 @@ OutOption = Annotated[
     typer.Option(
         "--out",
         file_okay=False,
-        help="Folder for curve.csv and pruning.html; default: out/prune, unless --html or --csv "
+        help="Folder for curves, rankings and a page; default: out/prune, unless --html or --csv "
         "say where.",
         show_default=False,
     ),
@@ -137,6 +137,13 @@ def prune(
             steps=steps or (NEURON_STEPS if unit == "neuron" else None),
             progress=progress,
         )
+    if out is None and html is None and csv is None:
+        out = DEFAULT_OUT
+    if out is not None:
+        comparison.save(out)
+        for ranking in rankings:
+            ranking.save(out / "rankings" / ranking.method)
+        options.note_saved(out, "pruning", model)
     files = _files(out, html, csv)
     _write(comparison, files, model, task or str(data), len(ranking_set))
     if as_json:
@@ -240,8 +247,6 @@ def _sample(line: str, where: str) -> Sample:
 
 def _files(out: Path | None, html: Path | None, csv: Path | None) -> dict[str, Path]:
     """Where the curves and the page go."""
-    if out is None and html is None and csv is None:
-        out = DEFAULT_OUT
     if out is not None:
         html, csv = html or out / "pruning.html", csv or out / "curve.csv"
     return {name: path for name, path in (("curves", csv), ("page", html)) if path is not None}

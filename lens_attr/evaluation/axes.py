@@ -9,6 +9,8 @@ from typing import Any
 
 import pandas as pd
 
+from lens_attr import display
+from lens_attr.display import Glance, Shown
 from lens_attr.errors import InputError
 from lens_attr.evaluation.benchmark import Settings, Tasks, bench
 from lens_attr.evaluation.comparing import Claim, compare_runs, mean_over_methods, verdict
@@ -65,8 +67,8 @@ AXES = (
 )  # fmt: skip
 
 
-@dataclass(frozen=True)
-class AxesTable:
+@dataclass(frozen=True, repr=False)
+class AxesTable(Shown):
     """Both ways of every choice, compared sample by sample.
 
     Attributes:
@@ -81,6 +83,19 @@ class AxesTable:
     differences: pd.DataFrame
     claims: pd.DataFrame
     left_out: Mapping[str, str] = field(default_factory=dict)
+
+    @property
+    def headline(self) -> str:
+        """How many claims hold here."""
+        verdicts = list(self.claims["verdict"]) if len(self.claims) else []
+        found = ", ".join(f"{verdicts.count(v)} {v}" for v in dict.fromkeys(verdicts))
+        return f"{display.count(len(verdicts), 'claim')} about the choices: {found or 'none'}"
+
+    def glance(self) -> Glance:
+        """The claims with their verdicts, and what was not compared."""
+        notes = [f"{name} is not compared: {why}" for name, why in self.left_out.items()]
+        columns = ["axis", "claim", "metric", "difference", "p", "n", "verdict"]
+        return Glance(self.headline, notes=notes, table=self.claims.reindex(columns=columns))
 
     def to_pandas(self) -> pd.DataFrame:
         """The paired differences, method by method."""

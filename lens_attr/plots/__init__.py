@@ -9,8 +9,10 @@ from lens_attr.plots.attention_map import attention
 from lens_attr.plots.benchmark_bars import benchmark
 from lens_attr.plots.circuit_graph import circuit
 from lens_attr.plots.faithfulness_curves import faithfulness
+from lens_attr.plots.figure_files import export
 from lens_attr.plots.generation_matrix import generation
 from lens_attr.plots.head_map import heads
+from lens_attr.plots.head_token_map import head_tokens
 from lens_attr.plots.layer_curves import layer_faithfulness
 from lens_attr.plots.palette import shade
 from lens_attr.plots.patch_map import patching
@@ -41,9 +43,11 @@ __all__ = [
     "circuit",
     "comparison",
     "deletion_sweep",
+    "export",
     "faithfulness",
     "generation",
     "gradient_distance",
+    "head_tokens",
     "heads",
     "html_tokens",
     "layer_faithfulness",

@@ -33,7 +33,7 @@ def agreement(result: Agreement) -> go.Figure:
     table = result.to_pandas()
     if table.empty:
         raise InputError("there is no method to draw.")
-    columns = min(_COLUMNS, len(table))
+    columns = 2 if len(table) == 4 else min(_COLUMNS, len(table))  # four make a square
     rows = math.ceil(len(table) / columns)
     titles = [
         f"{row['method']}<br>Spearman {row['spearman']:.2f}<br>top {row['k']}: {row['top_k']:.0%}"

@@ -16,6 +16,24 @@ if TYPE_CHECKING:
 
 _ROW_PX, _FRAME_PX = 26, 150
 
+AXES = {
+    "pg": "pointing game: top token is right (% of samples)",
+    "mrr": "mean reciprocal rank of the right token (%)",
+    "rma": "relevance mass accuracy: share on the right tokens (%)",
+    "pta": "per-token accuracy: sign is right (% of tokens)",
+    "gap": "conservation gap (% of the target, lower is better)",
+    "degenerate": "relevance zero everywhere (% of samples)",
+    "no_positive_mass": "no positive relevance (% of samples)",
+    "accuracy": "predicted correctly (% of samples)",
+    "comprehensiveness": "comprehensiveness (probability lost, higher is better)",
+    "sufficiency": "sufficiency (probability lost, lower is better)",
+    "log_odds": "log-odds (nats, lower is better)",
+    "aopc_comprehensiveness": "AOPC comprehensiveness (probability lost, higher is better)",
+    "aopc_sufficiency": "AOPC sufficiency (probability lost, lower is better)",
+    "aopc_log_odds": "AOPC log-odds (nats, lower is better)",
+}
+"""What an axis says of each metric, with its unit."""
+
 
 def benchmark(result: BenchTable, metric: str = "pg") -> go.Figure:
     """Every method's value of one metric with its 95 % interval; baselines are grey.
@@ -54,9 +72,15 @@ def benchmark(result: BenchTable, metric: str = "pg") -> go.Figure:
             row=1,
             col=i + 1,
         )
-    title = title_of(metric)
+    title = AXES.get(metric, title_of(metric))
     height = _FRAME_PX + _ROW_PX * len({row["method"] for row in chosen})
     fig.update_layout(template=LIGHT, title={"text": title}, height=height, showlegend=False)
     fig.update_yaxes(autorange="reversed")
-    fig.update_xaxes(title_text=title)
+    fig.update_xaxes(title_text=title if len(tasks) == 1 else _short(title))
     return fig
+
+
+def _short(title: str) -> str:
+    """Without the explanation, which the figure's title gives; the unit stays."""
+    name, _, explanation = title.partition(":")
+    return f"{name} (%)" if "%" in explanation else title

@@ -8,7 +8,7 @@ import numpy as np
 import plotly.graph_objects as go
 
 from lens_attr.errors import InputError
-from lens_attr.plots.palette import RANDOM, SCALE
+from lens_attr.plots.palette import INK, RANDOM, SCALE
 from lens_attr.plots.template import figure
 
 if TYPE_CHECKING:
@@ -135,12 +135,18 @@ def _nodes(fig: go.Figure, places: dict[Node, Place], result: Circuit) -> None:
         y=[place[1] for place in places.values()],
         mode="markers+text",
         marker={"size": 22, "symbol": [_symbol(n) for n in places], "color": RANDOM},
-        text=[node.name for node in places],
-        textposition="top center",
-        customdata=[[into[node], out.get(node, 0)] for node in places],
-        hovertemplate="%{text}<br>%{customdata[0]} edges in, %{customdata[1]} out<extra></extra>",
+        text=[_label(node) for node in places],
+        textfont={"color": INK, "size": 12},
+        customdata=[[node.name, into[node], out.get(node, 0)] for node in places],
+        hovertemplate="%{customdata[0]}<br>%{customdata[1]} edges in, %{customdata[2]} out"
+        "<extra></extra>",
         showlegend=False,
     )
+
+
+def _label(node: Node) -> str:
+    """Short enough to stand inside the mark; the axis names the layer, and the logits."""
+    return {"head": str(node.head), "mlp": "M"}.get(node.kind, "")
 
 
 def _symbol(node: Node) -> str:

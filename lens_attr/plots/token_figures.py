@@ -11,6 +11,7 @@ import plotly.graph_objects as go
 
 from lens_attr.errors import InputError, did_you_mean
 from lens_attr.plots.head_map import heads
+from lens_attr.plots.head_token_map import head_tokens
 from lens_attr.plots.palette import INK, POSITIVE
 from lens_attr.plots.path_figures import PATH_FIGURES, PathKind
 from lens_attr.plots.template import COLOUR_BAR_PX, MONO, figure, relevance_axis
@@ -21,7 +22,7 @@ if TYPE_CHECKING:
     from lens_attr.attribution.relevance import Relevance
     from lens_attr.attribution.spans import SpanRelevance
 
-Kind = Literal["tokens", "heads", PathKind]
+Kind = Literal["tokens", "heads", "head_tokens", PathKind]
 
 Colours = Literal["signed", "positive"]
 
@@ -57,8 +58,9 @@ def relevance(
 
     Args:
         result: what to draw.
-        kind: ``"tokens"``, or ``"heads"`` for the head map (then ``options`` go to `heads`), or
-            for a result of AIEG the name of one of `lens_attr.plots.path_figures`.
+        kind: ``"tokens"``, or ``"heads"`` for the head map and ``"head_tokens"`` for heads by
+            tokens (then ``options`` go to the function of that name), or for a result of AIEG the
+            name of one of `lens_attr.plots.path_figures`.
         example: which example; ``None`` draws all, up to the first 20.
         limit: relevance at which the colour saturates; default: the largest absolute one.
         wrap: characters on a line.
@@ -70,6 +72,8 @@ def relevance(
         raise InputError(f"unknown kind {kind!r}; {did_you_mean(str(kind), get_args(Kind))}")
     if kind == "heads":
         return heads(result, example=example, limit=limit, **options)
+    if kind == "head_tokens":
+        return head_tokens(result, example=example or 0, limit=limit, **options)
     if options:
         raise InputError(f"unknown option {next(iter(options))!r} for a {kind} figure.")
     if kind in PATH_FIGURES:

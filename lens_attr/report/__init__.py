@@ -1,17 +1,22 @@
 """Results as one HTML file that works offline and can be mailed around."""
 
-from lens_attr.report.demo import Explanation, ModelStory, demo_page
-from lens_attr.report.page import Html, Page, Section, write_page
-from lens_attr.report.texts import colour_key, explained_text
+from lens_attr.report.page import Html, Page, Section, facts_list, write_page
+from lens_attr.report.run_files import RunFiles, read_run, write_about
+from lens_attr.report.run_report import run_page
+from lens_attr.report.texts import Explanation, colour_key, explained_text, explained_texts
 
 __all__ = [
     "Explanation",
     "Html",
-    "ModelStory",
     "Page",
+    "RunFiles",
     "Section",
     "colour_key",
-    "demo_page",
     "explained_text",
+    "explained_texts",
+    "facts_list",
+    "read_run",
+    "run_page",
+    "write_about",
     "write_page",
 ]

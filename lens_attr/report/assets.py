@@ -17,12 +17,13 @@ script-src 'unsafe-inline'; style-src 'unsafe-inline'; img-src data: blob:">
 <style>$style</style>
 </head>
 <body>
+<a class="skip" href="#main">Skip to the results</a>
 <header>
 <h1>$title</h1>
 $prose
 $contents
 </header>
-<main>
+<main id="main" tabindex="-1">
 $body
 </main>
 <footer>$footer</footer>
@@ -46,7 +47,14 @@ h3 { font-size: 1.08rem; margin: 0 0 0.3em; }
 header p, section > p { max-width: 46em; overflow-wrap: anywhere; }
 p { margin: 0.5em 0; }
 a { color: var(--link); }
-nav ul { display: flex; flex-wrap: wrap; gap: 0.2em 1.2em; list-style: none; padding: 0; }
+a:focus-visible, input:focus-visible, select:focus-visible, summary:focus-visible,
+.scroll:focus-visible { outline: 3px solid var(--link); outline-offset: 2px; }
+main:focus { outline: none; }
+.skip { position: absolute; left: -9999px; }
+.skip:focus { position: static; }
+nav > ul { display: flex; flex-wrap: wrap; gap: 0.2em 1.2em; list-style: none; padding: 0; }
+nav > ul > li > a { font-weight: 600; }
+nav ul ul { list-style: none; padding: 0; margin: 0.1em 0 0.4em; font-size: 0.92rem; }
 section { background: var(--card); border: 1px solid var(--line); border-radius: 8px;
   padding: 16px 18px; margin: 16px 0; }
 figure { margin: 14px 0 0; }
@@ -68,16 +76,66 @@ table { border-collapse: collapse; font-size: 0.92rem; font-variant-numeric: tab
 th, td { text-align: left; padding: 5px 14px 5px 0; border-bottom: 1px solid var(--line);
   white-space: nowrap; }
 th { color: var(--soft); font-weight: 600; }
+.caption { font-size: 0.92rem; color: var(--soft); margin: 12px 0 0; }
+.files { font-size: 0.82rem; color: var(--soft); margin-top: 12px; overflow-wrap: anywhere; }
+code { font: 0.95em ui-monospace, Menlo, Consolas, "DejaVu Sans Mono", monospace; }
+dl { display: grid; grid-template-columns: minmax(7em, max-content) 1fr; gap: 0.15em 1em;
+  margin: 0.5em 0; font-size: 0.94rem; }
+dt { color: var(--soft); }
+dd { margin: 0; white-space: pre-wrap; overflow-wrap: anywhere; }
+.picker { display: flex; flex-wrap: wrap; gap: 0.4em 1.5em; align-items: center; margin: 8px 0;
+  font-size: 0.94rem; }
+fieldset { display: flex; flex-wrap: wrap; gap: 0.1em 1em; border: 0; padding: 0; margin: 0;
+  min-width: 0; }
+legend { float: left; color: var(--soft); padding: 0; margin-right: 1em; }
+.picker label { white-space: nowrap; }
+.picker > label { display: flex; gap: 0.5em; align-items: center; min-width: 0; max-width: 100%; }
+.picker select { min-width: 0; font: inherit; }
+summary { cursor: pointer; color: var(--soft); font-size: 0.9rem; width: fit-content; }
+[hidden] { display: none !important; }
 footer { color: var(--soft); font-size: 0.88rem; overflow-wrap: anywhere; }
+@media (max-width: 480px) { body { padding: 8px; }
+  nav ul ul { display: flex; flex-wrap: wrap; gap: 0 0.9em; }
+  section { padding: 12px 10px; }
+  dl { grid-template-columns: 1fr; } dd { margin-bottom: 0.4em; } }
+@media print {
+  :root { color-scheme: light; --ink: #000; --soft: #444; --page: #fff; --card: #fff;
+    --line: #bbb; --link: #000; }
+  * { print-color-adjust: exact; -webkit-print-color-adjust: exact; }
+  body { max-width: none; padding: 0; font-size: 11pt; }
+  nav, .picker, .skip, details:not([open]) { display: none; }
+  section { border: 0; padding: 0; }
+  h2 { break-before: page; } section:first-child h2 { break-before: auto; }
+  h2, h3, figcaption, .caption { break-after: avoid; }
+  figure, .example, tr { break-inside: avoid; }
+  .scroll { overflow: visible; } th, td { white-space: normal; }
+}
+"""
+
+PICK = """
+for (const block of document.querySelectorAll(".explanations")) {
+  const boxes = Array.from(block.querySelectorAll("input[data-method]"));
+  const text = block.querySelector("select");
+  const pick = () => {
+    const shown = new Set(boxes.filter((box) => box.checked).map((box) => box.dataset.method));
+    for (const strip of block.querySelectorAll(".strip"))
+      strip.hidden = boxes.length > 0 && !shown.has(strip.dataset.method);
+    for (const example of block.querySelectorAll(".example"))
+      example.hidden = text !== null && text.value !== "" && example.dataset.text !== text.value;
+  };
+  block.addEventListener("change", pick);
+  pick();
+}
 """
 
 DRAW = Template(
     """
 const themes = $themes;
 const dark = window.matchMedia("(prefers-color-scheme: dark)");
+const paper = window.matchMedia("print");
 function draw(place) {
   const drawing = JSON.parse(place.dataset.drawing);
-  drawing.layout.template = dark.matches ? themes.dark : themes.light;
+  drawing.layout.template = dark.matches && !paper.matches ? themes.dark : themes.light;
   Plotly.react(place, drawing.data, drawing.layout, {responsive: true, displayModeBar: false});
 }
 const places = Array.from(document.querySelectorAll(".plot"));
@@ -86,7 +144,7 @@ for (const place of places) {
   place.replaceChildren();
 }
 const redraw = () => places.forEach(draw);
-dark.addEventListener("change", redraw);
+for (const setting of [dark, paper]) setting.addEventListener("change", redraw);
 redraw();
 """
 )

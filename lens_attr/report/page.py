@@ -5,7 +5,7 @@ from __future__ import annotations
 import html
 import json
 import re
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -37,14 +37,17 @@ class Section:
     Attributes:
         title: the heading, and the entry in the table of contents.
         prose: plain text; blank lines separate paragraphs.
-        content: figures, tables and markup, in order.
-        level: 2 for a section, 3 for a part of one (not in the table of contents).
+        content: figures, tables and markup, in order. A table whose ``attrs`` have a ``"title"``
+            shows it above.
+        level: 2 for a section, 3 for a part of the one before it.
+        files: where the numbers come from, named at its end.
     """
 
     title: str
     prose: str = ""
     content: Sequence[Content] = ()
     level: int = 2
+    files: Sequence[str] = ()
 
 
 @dataclass(frozen=True)
@@ -93,7 +96,7 @@ def render(page: Page) -> str:
         contents=_table_of_contents(page.sections),
         body=body,
         footer=_paragraphs(page.footer),
-        scripts=_scripts() if drawn else "",
+        scripts=_scripts(drawn, picks='<div class="picker">' in body),
     )
 
 
@@ -102,6 +105,9 @@ def _section(section: Section, i: int) -> str:
     parts = [f'<section id="s{i}"><{tag}>{html.escape(section.title)}</{tag}>']
     parts.append(_paragraphs(section.prose))
     parts += [_content(content) for content in section.content]
+    if section.files:
+        files = ", ".join(f"<code>{html.escape(file)}</code>" for file in section.files)
+        parts.append(f'<p class="files">Read from {files}</p>')
     return "\n".join([*parts, "</section>"])
 
 
@@ -109,7 +115,7 @@ def _content(content: Content) -> str:
     if isinstance(content, Html):
         return content.markup
     if isinstance(content, pd.DataFrame):
-        return _table(content)
+        return table_of(content)
     return _figure(content)
 
 
@@ -119,15 +125,24 @@ def _paragraphs(text: str) -> str:
 
 
 def _table_of_contents(sections: Sequence[Section]) -> str:
-    entries = [
-        f'<li><a href="#s{i}">{html.escape(section.title)}</a></li>'
-        for i, section in enumerate(sections)
-        if section.level == 2
-    ]
-    return f"<nav><ul>{''.join(entries)}</ul></nav>" if len(entries) > 1 else ""
+    """Sections, each with a list of its parts."""
+    entries: list[tuple[str, list[str]]] = []
+    for i, section in enumerate(sections):
+        link = f'<a href="#s{i}">{html.escape(section.title)}</a>'
+        if section.level == 2 or not entries:
+            entries.append((link, []))
+        else:
+            entries[-1][1].append(f"<li>{link}</li>")
+    if len(entries) < 2:
+        return ""
+    items = (
+        f"<li>{link}{f'<ul>{chr(10).join(parts)}</ul>' if parts else ''}</li>"
+        for link, parts in entries
+    )
+    return f'<nav aria-label="Contents"><ul>{"".join(items)}</ul></nav>'
 
 
-def _table(frame: pd.DataFrame) -> str:
+def table_of(frame: pd.DataFrame) -> str:
     """A table in a box of its own, so that a wide one scrolls without moving the page."""
     readable = frame.rename(columns=lambda name: str(name).replace("_", " "))
     for name in readable.select_dtypes("bool").columns:
@@ -140,7 +155,20 @@ def _table(frame: pd.DataFrame) -> str:
         float_format=lambda value: f"{value:.3f}",
         escape=True,
     )
-    return f'<div class="scroll">{markup}</div>'
+    title = html.escape(str(frame.attrs.get("title", "")))
+    above = f'<p class="caption">{title}</p>' if title else ""
+    # A box that scrolls must be in the tab order, or keyboards cannot scroll it.
+    box = f'role="region" tabindex="0" aria-label="{title or "table"}"'
+    return f'{above}<div class="scroll" {box}>{markup}</div>'
+
+
+def facts_list(facts: Mapping[str, object]) -> Html:
+    """Names and values, one under the other; line breaks in a value are kept."""
+    rows = (
+        f"<dt>{html.escape(name)}</dt><dd>{html.escape(str(value))}</dd>"
+        for name, value in facts.items()
+    )
+    return Html(f"<dl>{''.join(rows)}</dl>")
 
 
 def _figure(figure: go.Figure) -> str:
@@ -148,21 +176,28 @@ def _figure(figure: go.Figure) -> str:
     drawing = json.loads(str(figure.to_json()))
     layout = drawing["layout"]
     layout.pop("template", None)
-    title = layout.pop("title", {}).get("text") or ""
+    heading = layout.pop("title", {})
     layout.pop("width", None)
     height = layout.setdefault("height", DEFAULT_HEIGHT)
-    layout["margin"] = {**layout.get("margin", {}), "t": _room_above(layout)}
+    layout["margin"] = {**layout.get("margin", {}), "t": _margin(layout)}
+    titles = (heading.get("text"), heading.get("subtitle", {}).get("text"))
+    title = ": ".join(filter(None, titles))
+    caption = html.escape(_plain(title))
     return (
-        f"<figure><figcaption>{html.escape(_plain(title))}</figcaption>"
-        f'<div class="plot" style="height:{int(height)}px">'
+        f"<figure><figcaption>{caption}</figcaption>"
+        f'<div class="plot" role="img" aria-label="{caption}" style="height:{int(height)}px">'
         f'<script type="application/json">{_script_json(drawing)}</script></div></figure>'
     )
 
 
-def _room_above(layout: dict[str, Any]) -> int:
-    """Pixels above the drawing: panels of a figure may have titles there."""
-    titles = [note for note in layout.get("annotations", []) if note.get("y", 0) >= 1]
-    return 36 if titles else 12
+def _margin(layout: Mapping[str, Any]) -> int:
+    """Room above a figure without its title: for the titles of panels, where it has some."""
+    above = [
+        note["text"].count("<br>") + 1
+        for note in layout.get("annotations", ())
+        if note.get("yref") == "paper" and note.get("y", 0) >= 1
+    ]
+    return 12 + 18 * max(above, default=0)
 
 
 def _plain(title: str) -> str:
@@ -175,7 +210,11 @@ def _script_json(value: object) -> str:
     return json.dumps(value, separators=(",", ":")).replace("<", "\\u003c")
 
 
-def _scripts() -> str:
-    themes = {"light": LIGHT.to_plotly_json(), "dark": DARK.to_plotly_json()}
-    draw = assets.DRAW.substitute(themes=_script_json(themes))
-    return f"<script>{get_plotlyjs()}</script>\n<script>{draw}</script>"
+def _scripts(drawn: bool, picks: bool) -> str:
+    """Plotly and the drawing, the picker, or nothing: only what the page needs."""
+    own = [assets.PICK] if picks else []
+    if drawn:
+        themes = {"light": LIGHT.to_plotly_json(), "dark": DARK.to_plotly_json()}
+        own.append(assets.DRAW.substitute(themes=_script_json(themes)))
+    library = f"<script>{get_plotlyjs()}</script>\n" if drawn else ""
+    return library + (f"<script>{''.join(own)}</script>" if own else "")

@@ -14,7 +14,9 @@ import pyarrow.parquet as pq
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
+from lens_attr import display
 from lens_attr.attribution.storage import sha256_of
+from lens_attr.display import Glance, Shown
 from lens_attr.errors import InputError
 from lens_attr.runs.directory import own_directory, refuse_own_output, sweep
 from lens_attr.runs.executors.local import in_processes, in_this_process
@@ -34,8 +36,8 @@ PATIENCE = 3600.0
 """Seconds that other ranks wait for the first one to make the plan."""
 
 
-@dataclass(frozen=True)
-class RunReport:
+@dataclass(frozen=True, repr=False)
+class RunReport(Shown):
     """What a run came to.
 
     Attributes:
@@ -62,6 +64,18 @@ class RunReport:
         if self.unwritten:
             return UNWRITTEN
         return SOME_ERRORS if self.errors else 0
+
+    @property
+    def headline(self) -> str:
+        """How far the run is, and where its results are."""
+        state = "complete" if self.complete else "not complete"
+        wrong = [f"{self.errors} with an error"] if self.errors else []
+        wrong += [f"{self.unwritten} not written"] if self.unwritten else []
+        return f"{', '.join([display.count(self.rows, 'row'), *wrong, state])}, in {self.out}"
+
+    def glance(self) -> Glance:
+        """What to know of the results; `to_pandas` reads them."""
+        return Glance(self.headline, notes=self.notices)
 
     def to_pandas(self) -> pd.DataFrame:
         """Every row written so far, in the order of the input; all of them in memory."""

@@ -9,9 +9,12 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import pandas as pd
 import torch
 
+from lens_attr import display
 from lens_attr.attribution.storage import sha256_of
+from lens_attr.display import Glance, Shown
 from lens_attr.graph import resolve
 from lens_attr.runs.directory import refuse_own_output
 from lens_attr.runs.job import Job, JobLike
@@ -30,8 +33,8 @@ from lens_attr.runs.worker import load_model
 SHOWN_PROBLEMS = 10
 
 
-@dataclass(frozen=True)
-class Preview:
+@dataclass(frozen=True, repr=False)
+class Preview(Shown):
     """What a run will do.
 
     Attributes:
@@ -56,6 +59,16 @@ class Preview:
     def peak(self) -> float | None:
         """Estimated bytes at the worst moment, weights included."""
         return None if self.need is None else self.need.model + self.need.peak(*self.largest)
+
+    @property
+    def headline(self) -> str:
+        """How much there is to do."""
+        return f"{display.count(self.scanned.rows, 'row')} in {self.batches} batches"
+
+    def glance(self) -> Glance:
+        """The facts, and the first problems."""
+        table = pd.DataFrame(list(self.facts().items()), columns=["fact", "value"])
+        return Glance(self.headline, notes=self.problems, table=table)
 
     def facts(self) -> dict[str, Any]:
         """Names and values worth printing."""
