@@ -12,7 +12,6 @@ from typing import Any
 
 import numpy as np
 import pandas as pd
-import torch
 from jaxtyping import Float
 from numpy.typing import NDArray
 from rich.console import Console
@@ -28,6 +27,7 @@ from lens_attr.evaluation.results import MODEL
 from lens_attr.evaluation.store import Store
 from lens_attr.evaluation.tasks import TokenSample, View
 from lens_attr.graph import ModelGraph
+from lens_attr.graph.fingerprint import fingerprint
 from lens_attr.rules import RuleSet
 from lens_attr.targets import Target
 
@@ -194,23 +194,13 @@ def metadata_of(
     """What was run on what, for the record; ``settings`` is a dataclass."""
     libraries = ("torch", "transformer-lens", "transformers", "numpy", "pandas")
     return {
-        "model": graph.describe() | {"weights": _weights(graph)},
+        "model": graph.describe() | fingerprint(graph),
         "settings": asdict(settings),
         "options": {name: dict(values) for name, values in options.items()},
         "command": command,
         "versions": {"lens_attr": __version__}
         | {name: importlib.metadata.version(name) for name in libraries},
     }
-
-
-@torch.no_grad()
-def _weights(graph: ModelGraph) -> str:
-    """A hash of some entries of every parameter: enough to tell two trained models apart."""
-    digest = hashlib.sha256()
-    for parameter in graph.model.parameters():
-        step = max(1, parameter.numel() // 64)
-        digest.update(parameter.flatten()[::step].double().cpu().numpy().tobytes())
-    return digest.hexdigest()[:16]
 
 
 def fingerprint_of(metadata: Mapping[str, Any], views: Mapping[str, View]) -> dict[str, Any]:

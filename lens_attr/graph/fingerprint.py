@@ -10,15 +10,22 @@ import torch
 
 from lens_attr.graph.model import ModelGraph
 
+UNREAD = ("pooler.", "nsp_head.")
+"""Weights of HookedEncoder that no logit depends on: they are random each time it is loaded."""
+
 
 def fingerprint(graph: ModelGraph) -> dict[str, str | None]:
-    """SHA-256 of the weights (names, dtypes, shapes, bytes) and of the tokenizer, if any."""
+    """SHA-256 of the weights (names, dtypes, shapes, bytes) and of the tokenizer, if any.
+
+    Two loads of the same model have the same.
+    """
     return {"weights_sha256": _weights(graph), "tokenizer_sha256": _tokenizer(graph.tokenizer)}
 
 
 def _weights(graph: ModelGraph) -> str:
     found = hashlib.sha256()
-    for name, tensor in sorted(graph.model.state_dict().items()):
+    read = {k: v for k, v in graph.model.state_dict().items() if not k.startswith(UNREAD)}
+    for name, tensor in sorted(read.items()):
         data = tensor.detach().cpu().contiguous()
         found.update(f"{name} {data.dtype} {list(data.shape)}\n".encode())
         found.update(memoryview(data.flatten().view(torch.uint8).numpy()))
