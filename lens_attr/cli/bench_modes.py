@@ -2,30 +2,23 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from dataclasses import replace
 from pathlib import Path
-
-import plotly.graph_objects as go
 
 from lens_attr.circuits.score_ablation import TSG
 from lens_attr.cli import console
 from lens_attr.cli.bench_runs import Measured, Request, records_of, run, run_ablation, show_table
 from lens_attr.evaluation import (
-    BenchTable,
     Settings,
     Speed,
     Stability,
     bench_length,
     bench_speed,
     bench_stability,
-    by_length_of_text,
     tasks,
 )
 from lens_attr.evaluation.ablation import shown
 from lens_attr.evaluation.speed import EXPLICIT, GRADIENT, operations
 from lens_attr.graph.precision import Float64Throughout
-from lens_attr.plots import length_curves
 from lens_attr.report import Section
 from lens_attr.runs import SelfRepairSettings, bench_self_repair
 
@@ -77,16 +70,7 @@ def stability(
     model = request.load()
     with console.notices(request.quiet):
         table = bench_stability(model, edited, request.names, settings=settings, **request.shared)
-    drawn = Section("Figures", "", list(_edit_figures(table)))
-    show_table(table, request, as_json, [drawn], figures=False)
-
-
-def _edit_figures(table: BenchTable) -> Iterator[go.Figure]:
-    """One per task, with a panel for each edit."""
-    for task in dict.fromkeys(name.rpartition("/")[0] for name in table.tasks):
-        mine = table.rows["task"].str.startswith(f"{task}/") & (table.rows["n"] > 0)
-        if mine.any():
-            yield replace(table, rows=table.rows[mine]).plot(metric="rank_correlation")
+    show_table(table, request, as_json)
 
 
 def length(request: Request, measured: Measured, as_json: bool) -> None:
@@ -97,17 +81,7 @@ def length(request: Request, measured: Measured, as_json: bool) -> None:
         table = bench_length(
             model, request.tasks, request.names, settings=measured.settings, **request.shared
         )
-    drawn = Section("Figures", "", list(_length_figures(table)))
-    show_table(table, request, as_json, [drawn], figures=False)
-
-
-def _length_figures(table: BenchTable) -> Iterator[go.Figure]:
-    if not table.rows["n"].any():
-        return
-    curves = by_length_of_text(table)
-    for metric in ("accuracy", "pg", "mrr", "rma", "pta"):
-        if metric in set(curves["metric"]):
-            yield length_curves(curves, metric)
+    show_table(table, request, as_json)
 
 
 # ------------------------------------------------------------------------------- speed

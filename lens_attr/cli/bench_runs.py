@@ -24,15 +24,13 @@ from lens_attr.evaluation import (
     bench_axes,
     beside,
     compare_runs,
-    deletion,
     tasks,
 )
 from lens_attr.evaluation.ablation import MEASURES, Measure
 from lens_attr.evaluation.results import facts_of, shown_rows
 from lens_attr.evaluation.tasks import Interest, Task
 from lens_attr.graph import resolve
-from lens_attr.plots import deletion_sweep, layer_faithfulness
-from lens_attr.report import Page, Section, write_page
+from lens_attr.report import Page, Section, bench_figures, write_page
 
 LOW_PRECISION = "bfloat16"
 
@@ -210,30 +208,16 @@ def records_of(frame: pd.DataFrame) -> list[dict[str, Any]]:
 def _write_page(
     table: BenchTable, request: Request, more: Sequence[Section], figures: bool
 ) -> None:
-    drawn = [m for m in dict.fromkeys(table.rows["metric"]) if m not in ("accuracy", "degenerate")]
-    filled = [m for m in drawn if table.rows.loc[table.rows["metric"] == m, "n"].any()]
     sections = [
         Section(name, facts_of(facts), [shown_rows(table, name)])
         for name, facts in table.tasks.items()
     ]
     if figures:
-        sections += _drawn(table, filled)
+        sections.append(Section("Figures", "", bench_figures(table)))
     sections += more
     refused = "\n\n".join(f"{m} is not defined here: {why}" for m, why in table.refused.items())
     page = Page(f"Benchmark of {request.model}", refused, sections, table.metadata["command"])
     write_page(page, request.out / "report.html")
-
-
-def _drawn(table: BenchTable, metrics: Sequence[str]) -> list[Section]:
-    """Every metric; through the blocks where the run went inside the model, and the k sweep."""
-    if any("/layer " in task for task in table.tasks):
-        return [Section("Figures", "", [layer_faithfulness(table, metric) for metric in metrics])]
-    sections = [Section("Figures", "", [table.plot(metric=metric) for metric in metrics])]
-    if "sweep" in table.metadata["settings"] and metrics:
-        swept = deletion.sweep(table)
-        curves = [deletion_sweep(swept, metric) for metric in metrics if "aopc" not in metric]
-        sections.append(Section("Sweep", "", curves))
-    return sections
 
 
 def show_axes(table: AxesTable, request: Request, as_json: bool) -> None:

@@ -13,9 +13,10 @@ import torch
 from lens_attr import plots
 from lens_attr.attribution.relevance import Relevance
 from lens_attr.display import count, number
-from lens_attr.evaluation import BenchTable, deletion
-from lens_attr.evaluation.results import MODEL, facts_of, shown_rows
+from lens_attr.evaluation import BenchTable
+from lens_attr.evaluation.results import facts_of, shown_rows
 from lens_attr.plots import html_tokens
+from lens_attr.report.bench_figures import bench_figures
 from lens_attr.report.page import Content, Html, Section, facts_list
 from lens_attr.report.run_files import Chapter, DataSetRun, Found
 from lens_attr.report.texts import Explanation, colour_key, explained_texts
@@ -299,17 +300,6 @@ def benchmarks(chapter: Chapter) -> list[Section]:
     for found in chapter.of("claims.csv"):
         sections.append(Section("Choices", "", [found.result], level=3, files=[found.file]))
     return sections
-
-
-def bench_figures(table: BenchTable) -> list[Content]:
-    """One figure per metric with values, then the sweeps of a benchmark by deletion."""
-    rows = table.rows[(table.rows["method"] != MODEL) & (table.rows["n"] > 0)]
-    metrics = [m for m in dict.fromkeys(rows["metric"]) if m != "degenerate"]
-    figures: list[Content] = [table.plot(metric=metric) for metric in metrics]
-    if "sweep" in table.metadata.get("settings", {}):
-        sweep = deletion.sweep(table)
-        figures += [plots.deletion_sweep(sweep, m) for m in metrics if "aopc" not in m]
-    return figures
 
 
 def data_set_runs(chapter: Chapter) -> list[Section]:
