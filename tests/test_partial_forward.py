@@ -164,6 +164,17 @@ def test_the_last_block_runs_on_the_scored_position_alone(family: str, backend: 
     assert narrow(graph) == (graph.attention_in_graph and family != "bert")
 
 
+@pytest.mark.parametrize("name", small.GPT2)
+def test_the_first_forward_does_not_end_the_shortcut(name: str) -> None:
+    """Libraries hang hooks of their own on a model when it first runs."""
+    graph = resolve(small.fresh(name))
+    before = [graph.branches(layer) for layer in range(graph.n_layers)]
+    with torch.no_grad():
+        graph.forward(torch.tensor([[5, 9, 12]]), None)
+    assert [graph.branches(layer) for layer in range(graph.n_layers)] == before
+    assert all(before)
+
+
 BEHIND = ["hook_attn_out", "mlp.hook_post", "hook_mlp_out", "hook_resid_post", "ln2.hook_scale"]
 
 

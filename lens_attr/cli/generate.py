@@ -41,7 +41,7 @@ GeneratedOption = Annotated[
 ExplainedOption = Annotated[
     Explained,
     typer.Option(
-        "--target",
+        "--explain",
         "-t",
         help="What of each generated token: its logit, its log-probability, or its logit minus "
         "that of the most likely other token.",

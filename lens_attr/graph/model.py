@@ -200,7 +200,7 @@ class ModelGraph:
         return [self._point(name) for name in full if name in self._hook_points]
 
     def _watched_behind_z(self, layer: int) -> bool:
-        """Whether a forward hook that is not TransformerLens's own is attached there."""
+        """Whether a forward hook of somebody else than the libraries is attached there."""
         modules = list(self.model.blocks[layer].modules())
         if layer == self.n_layers - 1:
             unembed_in = self._hook_points[naming.ONCE["unembed_in"][0]]
@@ -460,12 +460,12 @@ WRITING_WEIGHTS_CENTRED = "writing weights centred"
 
 
 def _is_watched(module: nn.Module) -> bool:
-    """Whether someone else than TransformerLens has a forward hook there."""
+    """Whether someone else than the libraries has a forward hook there; theirs come and go."""
     if isinstance(module, HookPoint):
         return bool(module._forward_hooks)
     hooks = [*module._forward_pre_hooks.values(), *module._forward_hooks.values()]
     theirs = (str(getattr(hook, "__module__", "")) for hook in hooks)
-    return any(not module.startswith("transformer_lens.") for module in theirs)
+    return any(not name.startswith(("transformer_lens.", "transformers.")) for name in theirs)
 
 
 def _centred(rows: Tensor) -> bool:
