@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import re
 from dataclasses import replace
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
+
+import pandas as pd
 
 from lens_attr import plots
 from lens_attr.evaluation import BenchTable, by_length_of_text, deletion
@@ -21,12 +24,13 @@ def bench_figures(table: BenchTable) -> list[go.Figure]:
     Against the block where a run went inside the model, against length where texts were lengthened,
     a panel for each edit where they were edited; with the k sweep of a benchmark by deletion.
     """
-    rows = table.rows[table.rows["n"] > 0]
-    judged = rows[rows["method"] != MODEL]["metric"]
-    metrics = [metric for metric in dict.fromkeys(judged) if metric != "degenerate"]
-    if rows["task"].str.contains("/layer ").any():
+    rows = _filled(table)
+    metrics = dict.fromkeys(row["metric"] for row in rows if row["method"] != MODEL)
+    metrics = [metric for metric in metrics if metric != "degenerate"]
+    tasks = list(dict.fromkeys(row["task"] for row in rows))
+    if any("/layer " in task for task in tasks):
         return [plots.layer_faithfulness(table, metric) for metric in metrics]
-    if rows["task"].str.contains(r"/\+\d+$").any():
+    if any(re.search(r"/\+\d+$", task) for task in tasks):
         curves = by_length_of_text(table)
         return [plots.length_curves(curves, metric) for metric in ("accuracy", *metrics)]
     if RANK_CORRELATION in metrics:
@@ -40,9 +44,14 @@ def bench_figures(table: BenchTable) -> list[go.Figure]:
 
 def _by_edit(table: BenchTable) -> list[go.Figure]:
     """One figure per task."""
-    rows = table.rows[table.rows["n"] > 0]
-    of_task = rows["task"].str.rpartition("/")[0]
+    found: dict[str, list[Any]] = {}
+    for row in _filled(table):
+        found.setdefault(row["task"].rpartition("/")[0], []).append(row)
     return [
-        replace(table, rows=rows[of_task == task]).plot(metric=RANK_CORRELATION)
-        for task in dict.fromkeys(of_task)
+        replace(table, rows=pd.DataFrame(rows)).plot(metric=RANK_CORRELATION)
+        for rows in found.values()
     ]
+
+
+def _filled(table: BenchTable) -> list[dict[Any, Any]]:
+    return [row for row in table.rows.to_dict("records") if row["n"] > 0]
