@@ -269,7 +269,7 @@ def test_logits_without_shares_are_dropped_and_counted(models: dict[str, Any]) -
     """A model whose logits are all negative, as GPT-2's are."""
     model = la.load("demo-gpt2", device="cpu")
     with torch.no_grad():
-        model.unembed.b_U -= 1000.0
+        model.unembed.b_U.sub_(1000.0)
     task = tasks.built_in("sva", 4)
     none = bench_faithfulness(model, task, ["lrp"], settings=Faithfulness(layers=()))
     assert none.tasks["sva"]["dropped"] == {faithfulness.NOT_POSITIVE: 4}

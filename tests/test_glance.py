@@ -168,6 +168,8 @@ def made() -> dict[str, Shown]:
     patched = circuits.patch(*run)
     edges = circuits.edge_scores(*run)
     circuit = circuits.extract(edges, 30)
+    ablated = circuits.self_repair(model, clean[:1], la.TopLogit(), layers=[0], heads=[0])
+    scored = la.attribute(model, clean[:1], la.TopLogit(), record=["scores"])
     faithfulness = circuits.compare_faithfulness(*run[:1], [edges], *run[1:], seeds=1)
     results = [
         ranking,
@@ -181,8 +183,10 @@ def made() -> dict[str, Shown]:
         circuits.evaluate(model, circuit, clean, corrupted, target),
         faithfulness,
         faithfulness.curves[0],
-        circuits.self_repair(model, clean[:1], la.TopLogit(), layers=[0], heads=[0]),
+        ablated,
+        circuits.score_agreement(scored, ablated),
         la.evaluation.bench(model, "sva", ["lrp"], n=5),
+        la.evaluation.ablate(model, "lrp", "sva", n=3),
     ]
     return {type(result).__name__: result for result in results}
 
@@ -200,7 +204,9 @@ OTHERS = {
     "FaithfulnessComparison": "1 ranking of edges, beside 1 random order",
     "FaithfulnessCurve": "eap, top, absolute: CPR ",
     "SelfRepair": " of keys, mean ablation, in logit",
+    "ScoreAgreement": " attention scores against exact mean ablation",
     "BenchTable": "sva: ",
+    "AblationTable": "parts of lrp: ",
 }
 
 

@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Any, Literal
 import pandas as pd
 
 from lens_attr import display
+from lens_attr.display import Glance, Shown
 from lens_attr.errors import InputError, did_you_mean
 from lens_attr.evaluation.benchmark import Settings, Tasks, bench
 from lens_attr.evaluation.comparing import values_of
@@ -157,8 +158,8 @@ def _word(part: str) -> str:
     return part.replace(" ", "-")
 
 
-@dataclass(frozen=True)
-class AblationTable:
+@dataclass(frozen=True, repr=False)
+class AblationTable(Shown):
     """The variants of a preset, measured.
 
     Attributes:
@@ -172,6 +173,18 @@ class AblationTable:
     preset: str
     base: BenchTable
     rows: pd.DataFrame
+
+    @property
+    def headline(self) -> str:
+        """The preset and its tasks."""
+        variants = display.count(self.rows["method"].nunique(), "variant")
+        return f"parts of {self.preset}: {variants} on {', '.join(self.base.tasks)}"
+
+    def glance(self) -> Glance:
+        """Every task's tables, as in `to_markdown`."""
+        series = self.rows.groupby(["task", "series"], sort=False)
+        tables = [shown(steps).assign(task=task, series=name) for (task, name), steps in series]
+        return Glance(self.headline, table=pd.concat(tables) if tables else None)
 
     def to_pandas(self) -> pd.DataFrame:
         """The rows."""

@@ -31,6 +31,15 @@ AXES = {
     "aopc_comprehensiveness": "AOPC comprehensiveness (probability lost, higher is better)",
     "aopc_sufficiency": "AOPC sufficiency (probability lost, lower is better)",
     "aopc_log_odds": "AOPC log-odds (nats, lower is better)",
+    "rank_correlation": "rank correlation with the edited text (Spearman, 1 is the same order)",
+    "undefined": "no ranking, all words equal (% of samples)",
+    "backward_ms": "backward pass (ms, lower is better)",
+    "backward_ratio": "backward pass (times gradient x input's, lower is better)",
+    "end_to_end_ms": "forward and backward (ms, lower is better)",
+    "end_to_end_ratio": "forward and backward (times gradient x input's, lower is better)",
+    "attribute_ms": "la.attribute (ms, lower is better)",
+    "joint_slope": "slope of the predicted on the exact joint effect (1 is right)",
+    "joint_error": "error of the predicted joint effect (lower is better)",
 }
 """What an axis says of each metric, with its unit."""
 
