@@ -521,8 +521,8 @@ def test_demo_writes_one_page_about_every_model(tmp_path: Path) -> None:
     (tmp_path / "demo-gpt2" / "pruning.json").write_text(json.dumps(curves), "utf-8")
     document = json.loads(good("report", tmp_path, "--json"))
     assert document["page"] == str(tmp_path / "index.html") and not document["problems"]
-    assert "0.03125" not in markup
-    assert "0.03125" in (tmp_path / "index.html").read_text(encoding="utf-8")
+    again = (tmp_path / "index.html").read_text(encoding="utf-8")
+    assert again.count(">0.031<") > markup.count(">0.031<")
     assert shown.rstrip().endswith(f"page: {tmp_path / 'index.html'}")
     assert "http-equiv" in markup and 'src="http' not in markup
 
