@@ -182,8 +182,11 @@ class AblationTable(Shown):
 
     def glance(self) -> Glance:
         """Every task's tables, as in `to_markdown`."""
-        series = self.rows.groupby(["task", "series"], sort=False)
-        tables = [shown(steps).assign(task=task, series=name) for (task, name), steps in series]
+        names = ["task", "series"]
+        tables = [
+            shown(steps).assign(**{name: steps[name].iloc[0] for name in names})
+            for _, steps in self.rows.groupby(names, sort=False)
+        ]
         return Glance(self.headline, table=pd.concat(tables) if tables else None)
 
     def to_pandas(self) -> pd.DataFrame:

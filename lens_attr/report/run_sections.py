@@ -73,7 +73,8 @@ def setting(chapter: Chapter) -> list[Html]:
     for found in chapter.found:
         model = metadata_of(found.result).get("model")
         if isinstance(model, Mapping):
-            facts |= {_label(key): _words(value) for key, value in model.items()}
+            plain = {k: v for k, v in model.items() if not isinstance(v, Mapping)}
+            facts |= {_label(key): _words(value) for key, value in plain.items()}
     explained = (*chapter.of("relevance.json"), *chapter.of("patching.json"))
     targets = list(dict.fromkeys(target for found in explained for target in found.result.target))
     if targets:
