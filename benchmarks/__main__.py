@@ -1,7 +1,9 @@
 """Every benchmark, in one table: ``python -m benchmarks [--quick] [--only presets ...]``.
 
 Writes ``results/benchmarks.md`` and ``.json`` beside this file (or into ``--out``), section by
-section as they end. Run it on an idle machine, or with ``--clock cpu --threads 1``.
+section as they end, each with the machine and the versions it ran on. Sections that stand there
+already stay until they are measured again on that version of TransformerLens; quick runs are
+written with ``--out`` only. Run it on an idle machine, or with ``--clock cpu --threads 1``.
 """
 
 from __future__ import annotations
@@ -11,8 +13,8 @@ import json
 import time
 import traceback
 import warnings
-from collections.abc import Callable, Iterator
-from dataclasses import asdict
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import asdict, fields
 from pathlib import Path
 from typing import Any
 
@@ -22,9 +24,11 @@ import torch
 from benchmarks import alti_logit, circuits, many_targets, memory, presets, runs, startup
 from benchmarks.harness import Options, Row, machine, table
 
-Section = tuple[str, Callable[[Options], Iterator[Row]], Any]
+RESULTS = Path(__file__).parent / "results"
+Section = dict[str, Any]
+"""What was measured: its name, the machine, whether it was quick, its rows, and an error."""
 
-SECTIONS: dict[str, Section] = {
+SECTIONS: dict[str, tuple[str, Callable[[Options], Iterator[Row]], Any]] = {
     "startup": ("Start", startup.rows, startup),
     "presets": ("Presets beside gradient x input", presets.rows, presets),
     "launches": ("Operations of the backward", presets.launch_rows, presets.launch_rows),
@@ -51,16 +55,20 @@ def main() -> int:
     options = Options(
         arguments.quick, arguments.runs, arguments.device, arguments.clock, arguments.seed
     )
-    found: dict[str, Any] = {"machine": machine(options), "quick": options.quick, "sections": {}}
+    out = arguments.out or (None if options.quick else RESULTS)
+    found: dict[str, Section] = _read(out) if out else {}
+    failed = False
     for name in arguments.only:
         start = time.perf_counter()
         print(f"{name} ...", flush=True)
-        found["sections"][name] = _section(name, options)
+        section = _section(name, options)
+        found[_key(name, section)] = section
+        failed |= bool(section["error"])
         print(f"{name}: {time.perf_counter() - start:.0f} s", flush=True)
-        _write(found, arguments.out)
+        if out is not None:
+            _write(found, out)
     print(page(found))
-    failed = [name for name, section in found["sections"].items() if section["error"]]
-    return int(bool(failed))
+    return int(failed)
 
 
 def _parsed() -> argparse.Namespace:
@@ -73,11 +81,11 @@ def _parsed() -> argparse.Namespace:
     parser.add_argument("--device", choices=["cpu", "cuda"], default="cpu")
     parser.add_argument("--clock", choices=["wall", "cpu"], default="wall")
     parser.add_argument("--seed", type=int, default=0)
-    parser.add_argument("--out", type=Path, default=Path(__file__).parent / "results")
+    parser.add_argument("--out", type=Path)
     return parser.parse_args()
 
 
-def _section(name: str, options: Options) -> dict[str, Any]:
+def _section(name: str, options: Options) -> Section:
     """Rows of a section, as many as came before anything went wrong."""
     _, measure, _ = SECTIONS[name]
     rows: list[Row] = []
@@ -89,54 +97,71 @@ def _section(name: str, options: Options) -> dict[str, Any]:
     except Exception as problem:
         traceback.print_exc()
         error = f"{type(problem).__name__}: {problem}"
-    return {"rows": rows, "error": error}
+    where = machine(options)
+    return {"name": name, "machine": where, "quick": options.quick, "rows": rows, "error": error}
 
 
-def page(found: dict[str, Any]) -> str:
+def _key(name: str, section: Section) -> str:
+    return f"{name}, transformer-lens {section['machine']['versions']['transformer-lens']}"
+
+
+def page(found: Mapping[str, Section]) -> str:
     """Everything in Markdown."""
-    where = found["machine"]
-    versions = ", ".join(f"{name} {version}" for name, version in where["versions"].items())
-    rows = [row for section in found["sections"].values() for row in section["rows"]]
-    aimed = [row for row in rows if row.met is not None]
+    aimed = [row for one in found.values() for row in one["rows"] if row.met is not None]
     lines = [
         "# Benchmarks",
-        "",
-        f"`python -m benchmarks{' --quick' * found['quick']}`, {where['date']}: "
-        f"{where.get('gpu', where['cpu'])}, {where['threads']} threads, "
-        f"{where['dtype']}, {where['clock']}-clock seconds, Python {where['python']}; {versions}.",
         "",
         "Random weights. Medians with their quartiles; candidates run in turn, and ratios are "
         "taken run by run. Aims are for a CPU and say how large the ratio may be: "
         f"{sum(bool(row.met) for row in aimed)} of {len(aimed)} are met.",
     ]
-    for name, section in found["sections"].items():
-        title, _, explained = SECTIONS[name]
-        lines += [
-            "",
-            f"## {title}",
-            "",
-            *_paragraphs(explained.__doc__),
-            "",
-            table(section["rows"]),
-        ]
-        if section["error"]:
-            lines += ["", f"Stopped by {section['error']}"]
+    order = list(SECTIONS)
+    for key in sorted(found, key=lambda key: (order.index(found[key]["name"]), key)):
+        lines += ["", *_chapter(found[key])]
     return "\n".join(lines) + "\n"
+
+
+def _chapter(section: Section) -> list[str]:
+    title, _, explained = SECTIONS[section["name"]]
+    where = section["machine"]
+    versions = ", ".join(f"{name} {version}" for name, version in where["versions"].items())
+    quick = " --quick" * section["quick"]
+    return [
+        f"## {title} (transformer-lens {where['versions']['transformer-lens']})",
+        "",
+        *_paragraphs(explained.__doc__),
+        "",
+        f"`python -m benchmarks{quick} --only {section['name']}`, {where['date']}: "
+        f"{where.get('gpu', where['cpu'])}, threads: {where['threads']}, {where['dtype']}, "
+        f"{where['clock']}-clock seconds, Python {where['python']}; {versions}.",
+        "",
+        table(section["rows"]),
+        *(["", f"Stopped by {section['error']}"] if section["error"] else []),
+    ]
 
 
 def _paragraphs(doc: str | None) -> list[str]:
     return [line.strip() for line in (doc or "").strip().splitlines()]
 
 
-def _write(found: dict[str, Any], out: Path) -> None:
+def _read(out: Path) -> dict[str, Section]:
+    """What stands there."""
+    path = out / "benchmarks.json"
+    if not path.exists():
+        return {}
+    names = {field.name for field in fields(Row)}
+    found: dict[str, Section] = json.loads(path.read_text())
+    for section in found.values():
+        plain = [{k: v for k, v in row.items() if k in names} for row in section["rows"]]
+        section["rows"] = [Row(**row) for row in plain]
+    return found
+
+
+def _write(found: Mapping[str, Section], out: Path) -> None:
     """The page and the raw numbers."""
     out.mkdir(parents=True, exist_ok=True)
-    sections = {
-        name: section | {"rows": [_plain(row) for row in section["rows"]]}
-        for name, section in found["sections"].items()
-    }
-    raw = json.dumps(found | {"sections": sections}, indent=1)
-    (out / "benchmarks.json").write_text(raw + "\n")
+    raw = {key: one | {"rows": [_plain(row) for row in one["rows"]]} for key, one in found.items()}
+    (out / "benchmarks.json").write_text(json.dumps(raw, indent=1) + "\n")
     (out / "benchmarks.md").write_text(page(found))
 
 

@@ -121,9 +121,42 @@ def test_the_command_writes_page_and_numbers(
     with small.untyped():
         assert command.main() == 1, "a section that fails is not forgotten"
     page = (tmp_path / "benchmarks.md").read_text()
-    found = json.loads((tmp_path / "benchmarks.json").read_text())
     assert "## Operations of the backward" in page and "Stopped by ValueError: no more" in page
     assert re.search(r"\d+ of \d+ are met", page)
-    assert len(found["sections"]["memory"]["rows"]) == 1
-    assert found["machine"]["versions"]["torch"] == torch.__version__
     assert "launches" in capsys.readouterr().out
+    (memory,) = [one for one in numbers(tmp_path) if one["name"] == "memory"]
+    assert len(memory["rows"]) == 1
+    assert memory["machine"]["versions"]["torch"] == torch.__version__
+
+
+def numbers(folder: Path) -> list[dict[str, Any]]:
+    return list(json.loads((folder / "benchmarks.json").read_text()).values())
+
+
+def test_what_is_not_measured_again_stays(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    seconds = iter([1.0, 2.0, 3.0])
+
+    def rows(options: Options) -> Any:
+        yield Row("one", "here", [next(seconds)], base=[1.0], aim=1.0)
+
+    for names in (["memory", "presets"], ["memory"]):
+        for name in names:
+            monkeypatch.setitem(command.SECTIONS, name, (name.title(), rows, rows))
+        arguments = ["--out", str(tmp_path), "--threads", str(torch.get_num_threads())]
+        monkeypatch.setattr("sys.argv", ["benchmarks", *arguments, "--only", *names])
+        assert command.main() == 0
+    found = {one["name"]: one["rows"][0]["values"] for one in numbers(tmp_path)}
+    assert found == {"memory": [3.0], "presets": [2.0]}
+    page = (tmp_path / "benchmarks.md").read_text()
+    assert page.index("## Presets") < page.index("## Memory"), "in the order of the sections"
+
+
+def test_a_quick_run_leaves_the_results_alone(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    monkeypatch.setattr(command, "RESULTS", tmp_path)
+    monkeypatch.setitem(command.SECTIONS, "memory", ("Memory", lambda options: iter([]), command))
+    arguments = ["--quick", "--threads", str(torch.get_num_threads()), "--only", "memory"]
+    monkeypatch.setattr("sys.argv", ["benchmarks", *arguments])
+    assert command.main() == 0
+    assert not list(tmp_path.iterdir())
