@@ -9,7 +9,7 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
-from lens_attr.attribution.explainer import Explained, Explainer
+from lens_attr.attribution.explainer import Explained
 from lens_attr.attribution.layers import Activations, visiting_blocks
 from lens_attr.attribution.mixing import (
     MIXING_ROLES,
@@ -18,12 +18,11 @@ from lens_attr.attribution.mixing import (
     seen_positions,
 )
 from lens_attr.attribution.scoring import (
+    PerPosition,
     Scored,
-    by_position,
     labels_of,
     refuse_non_finite,
     target_values,
-    with_shared_position,
 )
 from lens_attr.errors import InputError
 from lens_attr.graph import VALUE_BIASES_FOLDED, WRITING_WEIGHTS_CENTRED, ModelGraph
@@ -34,7 +33,7 @@ NOT_INVARIANT = (WRITING_WEIGHTS_CENTRED, VALUE_BIASES_FOLDED)
 
 
 @dataclass(frozen=True, kw_only=True)
-class MixingExplainer(Explainer):
+class MixingExplainer(PerPosition):
     """A method that measures how attention mixes tokens, by l1 norms.
 
     Attributes:
@@ -81,23 +80,10 @@ class Alti(MixingExplainer):
     out.
     """
 
-    def explain(self, graph: ModelGraph, batch: TokenBatch, target: Resolved) -> Explained:
-        """See `Explainer.explain`."""
-        return self.explain_many(graph, batch, [target])[0]
-
-    def forwards(self, graph: ModelGraph, batch: TokenBatch, targets: Sequence[Resolved]) -> int:
-        """See `Explainer.forwards`."""
-        return len(by_position(targets))
-
-    def explain_many(
+    def at_one_position(
         self, graph: ModelGraph, batch: TokenBatch, targets: Sequence[Resolved]
     ) -> list[Explained]:
-        """One forward for the targets of each position. See `Explainer.explain_many`."""
-        return with_shared_position(targets, lambda some: self._rolled_out(graph, batch, some))
-
-    def _rolled_out(
-        self, graph: ModelGraph, batch: TokenBatch, targets: Sequence[Resolved]
-    ) -> list[Explained]:
+        """One forward. See `PerPosition.at_one_position`."""
         position = targets[0].position
         seen = seen_positions(graph, batch, position)
         matrices: list[list[Tensor]] = [[] for _ in seen]

@@ -23,12 +23,10 @@ from lens_attr.attribution.mixing import (
     seen_positions,
 )
 from lens_attr.attribution.scoring import (
-    by_position,
     gradient_of,
     labels_of,
     refuse_non_finite,
     target_values,
-    with_shared_position,
 )
 from lens_attr.errors import InputError, UnsupportedModelError
 from lens_attr.graph import ModelGraph, Role
@@ -98,33 +96,26 @@ class AltiLogit(MixingExplainer):
                 'method="alti", or a gradient method.'
             )
 
-    def explain(self, graph: ModelGraph, batch: TokenBatch, target: Resolved) -> Explained:
-        """See `Explainer.explain`.
-
-        Raises:
-            InputError: the target is not a weighted sum of logits.
-            UnsupportedModelError: the terms do not sum to the target.
-        """
-        return self.explain_many(graph, batch, [target])[0]
-
-    def forwards(self, graph: ModelGraph, batch: TokenBatch, targets: Sequence[Resolved]) -> int:
-        """See `Explainer.forwards`."""
-        return len(by_position(targets))
-
     def explain_many(
         self, graph: ModelGraph, batch: TokenBatch, targets: Sequence[Resolved]
     ) -> list[Explained]:
-        """One forward and mixing for the targets of each position; raises as `explain` does."""
+        """One forward and mixing for the targets of each position.
+
+        Raises:
+            InputError: a target is not a weighted sum of logits.
+            UnsupportedModelError: the terms do not sum to the target.
+        """
         if any(target.form != "linear" for target in targets):
             raise InputError(
                 "alti_logit splits a weighted sum of logits, and this target is none: explain "
                 "la.Logit, la.LogitDiff or la.TopLogit, or use a gradient method."
             )
-        return with_shared_position(targets, lambda some: self._at_one_position(graph, batch, some))
+        return super().explain_many(graph, batch, targets)
 
-    def _at_one_position(
+    def at_one_position(
         self, graph: ModelGraph, batch: TokenBatch, targets: Sequence[Resolved]
     ) -> list[Explained]:
+        """See `PerPosition.at_one_position`."""
         position = targets[0].position
         seen = seen_positions(graph, batch, position)
         outputs = [attention_output(graph, layer) for layer in range(graph.n_layers)]

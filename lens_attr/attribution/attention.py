@@ -15,10 +15,9 @@ from lens_attr.attribution.explainer import Explained, Explainer
 from lens_attr.attribution.layers import Activations, visiting_blocks
 from lens_attr.attribution.mixing import row_normalised, seen_positions, square
 from lens_attr.attribution.scoring import (
-    by_position,
+    PerPosition,
     labels_of,
     target_values,
-    with_shared_position,
 )
 from lens_attr.errors import InputError, UnsupportedModelError
 from lens_attr.graph import ModelGraph
@@ -62,18 +61,14 @@ class AttentionOnly(AttentionExplainer):
     def __post_init__(self) -> None:
         refuse_bad_row(self.row, self.occurrence)
 
-    def explain(self, graph: ModelGraph, batch: TokenBatch, target: Resolved) -> Explained:
-        """See `Explainer.explain`.
+    def explain_many(
+        self, graph: ModelGraph, batch: TokenBatch, targets: Sequence[Resolved]
+    ) -> list[Explained]:
+        """One forward for all. See `Explainer.explain_many`.
 
         Raises:
             InputError: ``row="token"``, and the text does not hold the target's token so often.
         """
-        return self.explain_many(graph, batch, [target])[0]
-
-    def explain_many(
-        self, graph: ModelGraph, batch: TokenBatch, targets: Sequence[Resolved]
-    ) -> list[Explained]:
-        """One forward for all. See `Explainer.explain_many`."""
         queries = [query_of(graph, batch, t, self.row, self.occurrence) for t in targets]
         attention = MeanAttention(batch, queries)
         with torch.no_grad(), visiting_blocks(graph, ["pattern"], attention.visit):
@@ -147,7 +142,7 @@ def refuse_bad_row(row: object, occurrence: object) -> None:
 
 
 @dataclass(frozen=True, kw_only=True)
-class AttentionRollout(AttentionExplainer):
+class AttentionRollout(AttentionExplainer, PerPosition):
     """Attention rollout (Abnar & Zuidema 2020, arXiv 2005.00928).
 
     Every block's pattern, averaged over heads, plus the identity for the residual connection, rows
@@ -158,23 +153,10 @@ class AttentionRollout(AttentionExplainer):
     with t the explained position. Target-free. Non-negative, summing to 1. Cost: 1 forward.
     """
 
-    def explain(self, graph: ModelGraph, batch: TokenBatch, target: Resolved) -> Explained:
-        """See `Explainer.explain`."""
-        return self.explain_many(graph, batch, [target])[0]
-
-    def forwards(self, graph: ModelGraph, batch: TokenBatch, targets: Sequence[Resolved]) -> int:
-        """See `Explainer.forwards`."""
-        return len(by_position(targets))
-
-    def explain_many(
+    def at_one_position(
         self, graph: ModelGraph, batch: TokenBatch, targets: Sequence[Resolved]
     ) -> list[Explained]:
-        """One forward for the targets of each position. See `Explainer.explain_many`."""
-        return with_shared_position(targets, lambda some: self._rolled_out(graph, batch, some))
-
-    def _rolled_out(
-        self, graph: ModelGraph, batch: TokenBatch, targets: Sequence[Resolved]
-    ) -> list[Explained]:
+        """One forward. See `PerPosition.at_one_position`."""
         position = targets[0].position
         seen = seen_positions(graph, batch, position)
         matrices: list[list[Tensor]] = [[] for _ in seen]

@@ -109,18 +109,14 @@ class DeepLift(EmbeddingExplainer):
         """Every option, and the rules."""
         return super().describe() | {"rules": self.rules.describe(), "record": list(self.record)}
 
-    def explain(self, graph: ModelGraph, batch: TokenBatch, target: Resolved) -> Explained:
-        """One forward and one backward of input and baseline together. See `Explainer.explain`.
+    def explain_many(
+        self, graph: ModelGraph, batch: TokenBatch, targets: Sequence[Resolved]
+    ) -> list[Explained]:
+        """One forward of input and baseline together for all targets, and one backward each.
 
         Raises:
             InputError: a target that is neither linear in the logits nor a log-probability.
         """
-        return self.explain_many(graph, batch, [target])[0]
-
-    def explain_many(
-        self, graph: ModelGraph, batch: TokenBatch, targets: Sequence[Resolved]
-    ) -> list[Explained]:
-        """One forward for all, and one backward each; raises as `explain` does."""
         for target in targets:
             _refuse_target(target)
         requests = _requests(graph, self.record)

@@ -51,24 +51,22 @@ class Explainer(ABC):
     """One method with its options, which are its fields. Holds no model."""
 
     @abstractmethod
-    def explain(self, graph: ModelGraph, batch: TokenBatch, target: Resolved) -> Explained:
-        """Explain one batch.
+    def explain_many(
+        self, graph: ModelGraph, batch: TokenBatch, targets: Sequence[Resolved]
+    ) -> list[Explained]:
+        """Explain one batch by each of several targets, with what they share computed once.
 
-        Works under ``no_grad``; leaves ``.grad``, hooks and flags untouched.
+        Equal to `explain` for each in turn, up to rounding. Works under ``no_grad``; leaves
+        ``.grad``, hooks and flags untouched.
 
         Raises:
             NonFiniteError: NaN or infinite logits or relevance.
             RuleNotAppliedError, RuleConflictError, UnsupportedModelError: from the rules.
         """
 
-    def explain_many(
-        self, graph: ModelGraph, batch: TokenBatch, targets: Sequence[Resolved]
-    ) -> list[Explained]:
-        """Explain one batch by each of several targets, with what they share computed once.
-
-        Equal to `explain` for each in turn, up to rounding; raises as it does.
-        """
-        return [self.explain(graph, batch, target) for target in targets]
+    def explain(self, graph: ModelGraph, batch: TokenBatch, target: Resolved) -> Explained:
+        """Explain one batch by one target, see `explain_many`."""
+        return self.explain_many(graph, batch, [target])[0]
 
     def forwards(self, graph: ModelGraph, batch: TokenBatch, targets: Sequence[Resolved]) -> int:
         """How many forwards `explain_many` takes, for the progress bar."""

@@ -39,10 +39,6 @@ class GradientNorm(Explainer):
     def size(gradient: Tensor) -> Tensor:
         """What one entry of the gradient counts."""
 
-    def explain(self, graph: ModelGraph, batch: TokenBatch, target: Resolved) -> Explained:
-        """One forward and one backward. See `Explainer.explain`."""
-        return self.explain_many(graph, batch, [target])[0]
-
     def explain_many(
         self, graph: ModelGraph, batch: TokenBatch, targets: Sequence[Resolved]
     ) -> list[Explained]:

@@ -70,14 +70,10 @@ class GradientTimesInput(EmbeddingExplainer):
         """Every option, the rules with their switches."""
         return super().describe() | {"rules": self.rules.describe(), "record": list(self.record)}
 
-    def explain(self, graph: ModelGraph, batch: TokenBatch, target: Resolved) -> Explained:
-        """One forward and one backward, whatever is recorded. See `Explainer.explain`."""
-        return self.explain_many(graph, batch, [target])[0]
-
     def explain_many(
         self, graph: ModelGraph, batch: TokenBatch, targets: Sequence[Resolved]
     ) -> list[Explained]:
-        """One forward for all, and one backward each. See `Explainer.explain_many`."""
+        """One forward for all, and one backward each, whatever is recorded."""
         requests = resolve_requests(graph, self.record)
         baseline = baseline_embedding(graph, self.baseline)
         lowered = not self.record

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from abc import abstractmethod
 from collections.abc import Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass
@@ -19,7 +18,6 @@ from lens_attr.attribution.embeddings import (
     baseline_embedding,
     replaced_embedding,
 )
-from lens_attr.attribution.explainer import Explained
 from lens_attr.attribution.paths import Function, refuse_no_count
 from lens_attr.attribution.scoring import labels_of, target_values
 from lens_attr.graph import ModelGraph
@@ -51,16 +49,6 @@ class PerturbationExplainer(EmbeddingExplainer):
     def processing_notices(self, processing: Sequence[str]) -> list[str]:
         """The relevance of tokens does not depend on how weights are processed."""
         return []
-
-    def explain(self, graph: ModelGraph, batch: TokenBatch, target: Resolved) -> Explained:
-        """See `Explainer.explain`."""
-        return self.explain_many(graph, batch, [target])[0]
-
-    @abstractmethod
-    def explain_many(
-        self, graph: ModelGraph, batch: TokenBatch, targets: Sequence[Resolved]
-    ) -> list[Explained]:
-        """The variants of a text are the same for every target. See `Explainer.explain_many`."""
 
     def calls(self, variants: int, batch: TokenBatch, targets: Sequence[Resolved]) -> int:
         """How many forwards so many variants of every example take."""

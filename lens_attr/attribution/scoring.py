@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
+from abc import abstractmethod
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from functools import partial
 from typing import Any, TypeVar
 
 import torch
 from jaxtyping import Float
 from torch import Tensor
 
+from lens_attr.attribution.explainer import Explained, Explainer
 from lens_attr.errors import InputError, NonFiniteError
 from lens_attr.graph import ModelGraph
 from lens_attr.graph.tokens import TokenBatch
@@ -79,6 +83,28 @@ def with_shared_position(
     for group in by_position(targets):
         found |= zip(group, explain([targets[k] for k in group]), strict=True)
     return [found[k] for k in range(len(targets))]
+
+
+@dataclass(frozen=True, kw_only=True)
+class PerPosition(Explainer):
+    """A method whose work depends on the explained position and not on what is explained there."""
+
+    @abstractmethod
+    def at_one_position(
+        self, graph: ModelGraph, batch: TokenBatch, targets: Sequence[Resolved]
+    ) -> list[Explained]:
+        """`explain_many` of targets that share their position."""
+
+    def explain_many(
+        self, graph: ModelGraph, batch: TokenBatch, targets: Sequence[Resolved]
+    ) -> list[Explained]:
+        """The targets of each position together. See `Explainer.explain_many`."""
+        each = partial(self.at_one_position, graph, batch)
+        return with_shared_position(targets, each)
+
+    def forwards(self, graph: ModelGraph, batch: TokenBatch, targets: Sequence[Resolved]) -> int:
+        """One for each position."""
+        return len(by_position(targets))
 
 
 def _one_per_example(value: Any, n: int) -> Float[Tensor, " batch"]:
