@@ -17,6 +17,15 @@ CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser")
 OPTIONS = ("--headless", "--no-sandbox", "--disable-gpu", "--remote-debugging-pipe")
 LOWEST = 10
 """Of the descriptors that a browser starts with, so that none is 3 or 4 already."""
+UNTIL = """new Promise((answer) => {
+  const look = () => {
+    if (%s) answer(true);
+    else if (performance.now() > last) answer(false);
+    else requestAnimationFrame(look);
+  };
+  const last = performance.now() + 20_000;
+  look();
+})"""
 KEYS = {"Tab": 9, "Enter": 13, " ": 32, "ArrowDown": 40}
 
 
@@ -29,12 +38,13 @@ class Tab:
         self._session = ""
         self.errors: list[str] = []
         self.requests: list[str] = []
-        self._loaded = False
+        self._loaded: set[str] = set()
         target = self.call("Target.createTarget", url="about:blank")["targetId"]
         attached = self.call("Target.attachToTarget", targetId=target, flatten=True)
         self._session = attached["sessionId"]
         for domain in ("Page", "Runtime", "Network", "Log"):
             self.call(f"{domain}.enable")
+        self.call("Page.setLifecycleEventsEnabled", enabled=True)
 
     def call(self, method: str, **parameters: Any) -> dict[str, Any]:
         """One command; events that come before its answer are kept."""
@@ -67,15 +77,15 @@ class Tab:
             self.errors.append(str(about["entry"]))
         if name == "Network.requestWillBeSent":
             self.requests.append(about["request"]["url"])
-        self._loaded |= name == "Page.loadEventFired"
+        if name == "Page.lifecycleEvent" and about["name"] == "load":
+            self._loaded.add(about["loaderId"])
 
     def open(self, page: Path, width: int = 1200, height: int = 900, dark: bool = False) -> None:
         """Show a file, and wait until its scripts have run."""
         self.size(width, height)
         self.media(dark=dark)
-        self._loaded = False
-        self.call("Page.navigate", url=page.resolve().as_uri())
-        while not self._loaded:
+        loader = self.call("Page.navigate", url=page.resolve().as_uri())["loaderId"]
+        while loader not in self._loaded:
             self._keep(self._next())
 
     def size(self, width: int, height: int) -> None:
@@ -93,9 +103,15 @@ class Tab:
 
     def js(self, expression: str) -> Any:
         """The value of an expression in the page."""
-        answer = self.call("Runtime.evaluate", expression=expression, returnByValue=True)
+        answer = self.call(
+            "Runtime.evaluate", expression=expression, returnByValue=True, awaitPromise=True
+        )
         assert "exceptionDetails" not in answer, answer
         return answer["result"].get("value")
+
+    def until(self, expression: str) -> bool:
+        """Whether an expression becomes true: a page hears of some changes frames later."""
+        return self.js(UNTIL % expression)
 
     def press(self, key: str) -> None:
         """A key, as a person would."""

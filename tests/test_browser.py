@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -103,5 +104,5 @@ def test_figures_follow_the_readers_colours_and_paper_is_white(tab: Tab, page: P
     assert light != dark
     tab.media(dark=True, paper=True)
     assert tab.js("getComputedStyle(document.body).backgroundColor") == "rgb(255, 255, 255)"
-    assert tab.js(paper) == light
+    assert tab.until(f"{paper} === {json.dumps(light)}")
     assert not tab.js("document.querySelector('.picker').checkVisibility()")

@@ -8,7 +8,6 @@ from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 import pandas as pd
-import torch
 
 from lens_attr import plots
 from lens_attr.attribution.relevance import Relevance
@@ -329,7 +328,7 @@ def _run_facts(run: DataSetRun) -> dict[str, str]:
 def _row(row: Mapping[str, Any]) -> Html:
     heading = f"row {row['row']}: {row['target']} = {number(float(row['target_value']))}"
     tokens = [str(token) for token in row["str_tokens"]]
-    values = torch.as_tensor(row["tokens"]).double().tolist()
+    values = [float(value) for value in row["tokens"]]
     label = f'<div class="label"><span>{html.escape(heading)}</span></div>'
     return Html(label + html_tokens(tokens, values))
 
