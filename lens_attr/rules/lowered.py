@@ -1,8 +1,8 @@
 """The same rules, cheaper: nodes in the autograd graph instead of backward hooks of modules.
 
-A node that a forward hook puts in can leave work out that a backward hook only throws away: what
-lies behind a gradient of zero, and the true derivative of an operation whose gradient a rule
-replaces. Backward hooks are the definition; tests hold the two forms equal.
+What a forward hook puts in can leave work out that a backward hook only throws away: gradients
+that become zero and what lies behind them, and the true derivative of an operation whose gradient
+a rule replaces. Backward hooks are the definition; tests hold the two forms equal.
 """
 
 from __future__ import annotations
@@ -30,15 +30,15 @@ def install_lowered(graph: ModelGraph, hooks: list[PointHook], stack: ExitStack)
     by_name = {hook.point.name: hook for hook in hooks}
     around = {hook.point.name: hook for hook in hooks if _goes_around(hook)}
     after = {_operation_end(hook): hook for hook in around.values()}
-    may_stop = _stops(graph, by_name)
+    may_cut = _cuts(graph, by_name)
     for name, hook in by_name.items():
         if name in around:
             continue
         if name in after:
             _bypass(after[name], hook, stack)
         else:
-            change = hook.stop if may_stop(hook) else partial(_changed, hook)
-            hook.point.on_forward(_Inserter(hook, partial(insert_node, backward=change)), stack)
+            node = partial(insert_node, backward=partial(_changed, hook))
+            hook.point.on_forward(_Inserter(hook, hook.cut if may_cut(hook) else node), stack)
 
 
 def read_gradient(activation: Tensor, read: Callable[[Tensor], None]) -> Tensor | None:
@@ -51,7 +51,7 @@ def read_gradient(activation: Tensor, read: Callable[[Tensor], None]) -> Tensor 
     return insert_node(activation, unchanged)
 
 
-def insert_node(activation: Tensor, backward: Callable[[Tensor], Tensor | None]) -> Any:
+def insert_node(activation: Tensor, backward: Callable[[Tensor], Tensor]) -> Any:
     """``activation`` with a function of the gradient behind it, if a backward can follow."""
     return _Node.apply(activation, backward) if activation.requires_grad else None
 
@@ -90,7 +90,7 @@ def _bypass(before: PointHook, after: PointHook, stack: ExitStack) -> None:
 
 
 class _Node(torch.autograd.Function):
-    """The identity forward; backward, a function of the gradient (None where it may end)."""
+    """The identity forward; backward, a function of the gradient."""
 
     @staticmethod
     def forward(ctx: Any, activation: Tensor, backward: Callable[[Tensor], Any]) -> Tensor:
@@ -129,8 +129,8 @@ def _changed(hook: PointHook, grad: Tensor) -> Tensor:
     return grad if result is None else result
 
 
-def _stops(graph: ModelGraph, ours: dict[str, PointHook]) -> Callable[[PointHook], bool]:
-    """Where a zero gradient need not be carried on, since no hook waits for it behind."""
+def _cuts(graph: ModelGraph, ours: dict[str, PointHook]) -> Callable[[PointHook], bool]:
+    """Where a zero gradient need not be computed, since no hook waits for it there or behind."""
     forks = {point.name for point in graph.points("norm_scale")}
     if graph.points("mlp_up"):
         forks |= {point.name for point in graph.points("mlp_pre")}
@@ -141,12 +141,12 @@ def _stops(graph: ModelGraph, ours: dict[str, PointHook]) -> Callable[[PointHook
     def waits(point: Point) -> bool:
         return point.place in places or point.watched
 
-    def may_stop(hook: PointHook) -> bool:
+    def may_cut(hook: PointHook) -> bool:
         name = hook.point.name
-        if not hook.is_zero:
+        if not hook.is_zero or hook.point.watched:
             return False
         if name in patterns:
             return not any(waits(point) for point in graph.behind_pattern(patterns[name]))
         return name in forks
 
-    return may_stop
+    return may_cut

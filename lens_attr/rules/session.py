@@ -37,6 +37,7 @@ class PointHook:
         self.tape = tape
         self.session = session
         self.fired = 0
+        self.is_cut = False
         self.is_read = False
 
     def __call__(self, grad: Tensor) -> Tensor | None:
@@ -59,20 +60,22 @@ class PointHook:
 
     @property
     def is_zero(self) -> bool:
-        """Whether the gradient leaving the point is zero whatever arrives."""
+        """Whether the gradient leaving the point is zero whatever arrives, and nobody reads it."""
         factors = [placement.factor for _, placement in self.placed]
-        if 0.0 not in factors:
+        reading = self.is_read or any(placement.values for _, placement in self.placed)
+        if reading or 0.0 not in factors:
             return False
         return None not in factors[factors.index(0.0) :]
 
-    def stop(self, grad: Tensor) -> None:
-        """Count a backward that ends here instead of carrying on a gradient of zero."""
-        if self.session is not None:
-            self.session.refuse_if_closed(self.point)
-        self.fired += 1
-        for _, placement in self.placed:
-            for source in placement.values:
-                self.tape.backward_done(source)
+    def cut(self, activation: Tensor) -> Tensor:
+        """The activation as a constant: its gradient is zero, and nobody computes it."""
+        self.is_cut = True
+        self.clear_count()
+        return activation.detach()
+
+    def clear_count(self) -> None:
+        """Count from zero; a cut counts once, for every backward of its forward."""
+        self.fired = int(self.is_cut)
 
 
 def _refuse_no_gradient(rule: Rule, point: Point, result: Any, grad: Tensor) -> None:
@@ -172,13 +175,13 @@ class Session:
 
     @property
     def fired(self) -> dict[str, int]:
-        """How often the backward reached each point with a rule."""
+        """How often the backward reached each point with a rule; once where it was cut."""
         return {hook.point.name: hook.fired for hook in self.hooks if hook.placed}
 
     def clear_counts(self) -> None:
         """Count from zero, before another backward of the same forward."""
         for hook in self.hooks:
-            hook.fired = 0
+            hook.clear_count()
 
     def verify(self) -> None:
         """Raise if a rule did not act.
