@@ -110,8 +110,7 @@ def evaluate(
         console.print_blank()
         console.print_table(curves.summary())
     if not quiet:
-        files = {"page": html, "table": csv, "saved": save}
-        console.print_facts({name: path for name, path in files.items() if path is not None})
+        console.print_written(page=html, table=csv, saved=save)
 
 
 def _write(
@@ -123,8 +122,7 @@ def _write(
     model: str,
 ) -> None:
     if csv is not None:
-        csv.parent.mkdir(parents=True, exist_ok=True)
-        table.to_csv(csv, index=False)
+        options.write_csv(table, csv)
     if html is None:
         return
     from lens_attr.report import Page, Section, write_page

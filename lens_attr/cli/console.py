@@ -7,6 +7,7 @@ import sys
 import warnings
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, nullcontext
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from rich.console import Console
@@ -104,6 +105,11 @@ def print_facts(facts: Mapping[str, object]) -> None:
     """``name: value`` lines."""
     for name, value in facts.items():
         stdout().print(Text.assemble((f"{name}: ", "bold"), str(value)), soft_wrap=True)
+
+
+def print_written(**files: Path | None) -> None:
+    """Where the files lie that were asked for."""
+    print_facts({name: path for name, path in files.items() if path is not None})
 
 
 def print_lines(lines: Iterable[str]) -> None:

@@ -95,8 +95,7 @@ def edges(
     console.print_blank()
     console.print_table(scores.to_pandas().head(top))
     if not quiet:
-        files = {"page": html, "scores": csv, "saved": save}
-        console.print_facts({name: path for name, path in files.items() if path is not None})
+        console.print_written(page=html, scores=csv, saved=save)
 
 
 def read_inputs(
@@ -132,8 +131,7 @@ def _write(
     model: str,
 ) -> None:
     if csv is not None:
-        csv.parent.mkdir(parents=True, exist_ok=True)
-        scores.to_pandas().to_csv(csv, index=False)
+        options.write_csv(scores.to_pandas(), csv)
     if save is not None:
         scores.save(save)
         circuit.save(save)

@@ -114,8 +114,7 @@ def generate(
         console.print_json(_document(result, not tokens))
     else:
         _print(result, not tokens, top, quiet)
-        files = {"page": html, "matrix": csv, "saved": save}
-        console.print_facts({name: path for name, path in files.items() if path is not None})
+        console.print_written(page=html, matrix=csv, saved=save)
 
 
 def _document(result: Generation, words: bool) -> dict[str, Any]:
@@ -163,8 +162,7 @@ def _write(
     model: str,
 ) -> None:
     if csv is not None:
-        csv.parent.mkdir(parents=True, exist_ok=True)
-        result.to_pandas(words).to_csv(csv, index=False)
+        options.write_csv(result.to_pandas(words), csv)
     if save is not None:
         result.save(save)
     if html is not None:

@@ -13,6 +13,8 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 import typer
 
 if TYPE_CHECKING:
+    import pandas as pd
+
     from lens_attr.targets import Target
 
 Backend = Literal["auto", "hooked", "bridge"]
@@ -129,6 +131,12 @@ def silent_libraries() -> Iterator[None]:
 def command_line() -> str:
     """What was typed, as it can be typed again."""
     return shlex.join(["lens-attr", *sys.argv[1:]])
+
+
+def write_csv(table: pd.DataFrame, path: Path) -> None:
+    """A table as a file of a folder that need not be there yet."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    table.to_csv(path, index=False)
 
 
 def note_saved(folder: Path, made: str, model: str) -> None:

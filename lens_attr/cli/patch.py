@@ -94,8 +94,7 @@ def patch(
         return
     _print(result, top)
     if not quiet:
-        files = {"page": html, "effects": csv, "saved": save}
-        console.print_facts({name: path for name, path in files.items() if path is not None})
+        console.print_written(page=html, effects=csv, saved=save)
 
 
 def _splits_positions(unit: Unit, by_position: bool | None) -> bool:
@@ -138,8 +137,7 @@ def _print(result: PatchResult, top: int) -> None:
 
 def _write(result: PatchResult, html: Path | None, csv: Path | None, save: Path | None) -> None:
     if csv is not None:
-        csv.parent.mkdir(parents=True, exist_ok=True)
-        result.to_pandas().to_csv(csv, index=False)
+        options.write_csv(result.to_pandas(), csv)
     if save is not None:
         result.save(save)
     if html is not None:

@@ -257,10 +257,8 @@ def _write(
 ) -> None:
     from lens_attr.report import Page, Section, write_page
 
-    for path in files.values():
-        path.parent.mkdir(parents=True, exist_ok=True)
     if "curves" in files:
-        comparison.to_pandas().to_csv(files["curves"], index=False)
+        options.write_csv(comparison.to_pandas(), files["curves"])
     if "page" not in files:
         return
     curve = comparison.curves[0]
