@@ -16,10 +16,10 @@ from numpy.typing import NDArray
 from lens_attr.attribution.embeddings import Embeddings
 from lens_attr.errors import InputError
 from lens_attr.evaluation.baselines import BASELINES
-from lens_attr.evaluation.intervals import Interval, mean_interval, ratio_interval
+from lens_attr.evaluation.intervals import Interval, mean_interval, mean_intervals, ratio_interval
 from lens_attr.evaluation.plausibility import Ties, conservation_gap, plausibility
 from lens_attr.evaluation.predictions import Prediction, predict, target_of
-from lens_attr.evaluation.results import COLUMNS, MODEL, BenchTable
+from lens_attr.evaluation.results import COLUMNS, MODEL, BenchTable, interval_row, interval_rows
 from lens_attr.evaluation.running import (
     BATCH,
     SAMPLES,
@@ -124,10 +124,7 @@ def bench(
         rows=_rows(views, used, predictions, run.samples, settings.seed),
         samples=run.samples,
         refused=run.refused,
-        tasks={
-            name: _facts(one, predictions[name], used[name], settings)
-            for name, one in views.items()
-        },
+        tasks={name: _facts(one, predictions[name], used[name]) for name, one in views.items()},
         metadata={**metadata, "notes": list(run.notes)},
     )
     if folder is not None:
@@ -146,12 +143,7 @@ def tasks_of(tasks: Tasks, n: int, seed: int) -> list[Task]:
         InputError: no task, or two of one name.
     """
     each = [tasks] if isinstance(tasks, (str, Task)) else list(tasks)
-    found = [
-        built_in(task, n, seed)
-        if isinstance(task, str)
-        else Task(task.name, task.samples[:n], task.source, task.left_out, task.template)
-        for task in each
-    ]
+    found = [built_in(task, n, seed) if isinstance(task, str) else task.first(n) for task in each]
     names = [task.name for task in found]
     if not names or len(set(names)) < len(names):
         raise InputError(f"tasks must be one or more of different names, got {names}.")
@@ -272,62 +264,42 @@ def _rows(
     samples: Mapping[tuple[str, str], pd.DataFrame],
     seed: int,
 ) -> pd.DataFrame:
-    rows: list[tuple[Any, ...]] = []
-    for task in views:
-        correct = np.array([p.correct for p in predictions[task].values()], dtype=float)
-        rows.append(_row(MODEL, task, "accuracy", mean_interval(correct, seed)))
-        for (of, method), frame in samples.items():
-            if of != task or method == SAMPLES:
-                continue
-            rows += [
-                _row(method, task, metric, interval)
-                for metric, interval in _intervals(frame, seed).items()
-            ]
-    return pd.DataFrame(rows, columns=list(COLUMNS))
+    correct = {
+        task: np.array([one.correct for one in predictions[task].values()], dtype=float)
+        for task in views
+    }
+    accuracy = [
+        interval_row(MODEL, task, "accuracy", mean_interval(values, seed))
+        for task, values in correct.items()
+    ]
+    rows = interval_rows(samples, partial(_intervals, seed), views)
+    return pd.concat([pd.DataFrame(accuracy, columns=list(COLUMNS)), rows], ignore_index=True)
 
 
-def _intervals(frame: pd.DataFrame, seed: int) -> dict[str, Interval]:
+def _intervals(seed: int, frame: pd.DataFrame) -> dict[str, Interval]:
     """Every metric of a per-sample table."""
-    if frame.empty:
-        return {name: mean_interval(np.array([]), seed) for name in (*MEASURES, *FLAGS)}
-    found = {name: mean_interval(frame[name].to_numpy(dtype=float), seed) for name in MEASURES}
-    if frame["gap"].notna().all():
+    columns = {name: np.array(frame.get(name, ()), dtype=float) for name in (*MEASURES, *FLAGS)}
+    found = mean_intervals(columns, seed)
+    if len(frame) and frame["gap"].notna().all():
         gap, target = (frame[name].abs().to_numpy(dtype=float) for name in ("gap", "target_value"))
         found["gap"] = ratio_interval(gap, target, seed)
-    flags = {name: mean_interval(frame[name].to_numpy(dtype=float), seed) for name in FLAGS}
-    return found | flags
-
-
-def _row(method: str, task: str, metric: str, interval: Interval) -> tuple[Any, ...]:
-    ends = (interval.value, interval.low, interval.high)
-    return (method, task, metric, *(100.0 * end for end in ends), interval.n)
+    return found
 
 
 def _facts(
     one: View,
     predictions: Mapping[int, Prediction],
     used: Sequence[TokenSample],
-    settings: Settings,
 ) -> dict[str, Any]:
     correct = sum(prediction.correct for prediction in predictions.values())
-    facts = {
-        "source": one.task.source,
-        "template": one.task.template,
-        "licences": sorted({sample.licence for sample in one.task.samples}),
-        "read": len(one.task.samples),
-        "left_out": dict(one.task.left_out),
-        "dropped": dict(one.dropped),
-        "several_pieces": one.several_pieces,
-        "shared_pieces": one.shared_pieces,
-        "correct": correct,
-        "used": len(used),
-    }
-    return facts | ({} if used else {"empty": _why_empty(one, correct)})
-
-
-def _why_empty(one: View, correct: int) -> str:
-    if not one.task.samples:
-        return "the source holds no sample"
-    if not one.samples:
-        return "every sample was dropped"
-    return f"the model predicts {correct} of {len(one.samples)} samples correctly"
+    total = len(one.samples)
+    wrong = f"the model predicts {correct} of {total} samples correctly" if total else ""
+    return one.task.facts(
+        one.dropped,
+        len(used),
+        wrong,
+        template=one.task.template,
+        several_pieces=one.several_pieces,
+        shared_pieces=one.shared_pieces,
+        correct=correct,
+    )

@@ -25,9 +25,9 @@ from lens_attr import spelling
 from lens_attr.attribution.embeddings import Embeddings
 from lens_attr.errors import InputError, did_you_mean
 from lens_attr.evaluation.baselines import BASELINES
-from lens_attr.evaluation.intervals import mean_interval
+from lens_attr.evaluation.intervals import mean_interval, mean_intervals
 from lens_attr.evaluation.predictions import by_length, padded, positions
-from lens_attr.evaluation.results import COLUMNS, BenchTable
+from lens_attr.evaluation.results import COLUMNS, BenchTable, interval_rows
 from lens_attr.evaluation.running import (
     BATCH,
     SAMPLES,
@@ -151,7 +151,7 @@ def bench_deletion(
     each = [tasks] if isinstance(tasks, Task) else list(tasks)
     if n < 1 or batch_size < 1 or not each:
         raise InputError("deletion needs a task, and n and batch_size of at least 1.")
-    cut = [Task(t.name, t.samples[:n], t.source, t.left_out, t.template) for t in each]
+    cut = [task.first(n) for task in each]
     views = {task.name: view(graph, task, truth=False) for task in cut}
     used = {name: _long_enough(graph, one, settings) for name, one in views.items()}
     metadata = metadata_of(graph, settings, options or {}, command)
@@ -167,10 +167,14 @@ def bench_deletion(
                 rows_of = partial(_rows_of, run, name, method, tops, settings)
                 run.every_batch(task, name, samples, rows_of)
     table = BenchTable(
-        rows=_table(run.samples, settings),
+        rows=interval_rows(
+            run.samples,
+            lambda frame: mean_intervals(headline(frame, settings), settings.seed),
+            views,
+        ),
         samples=run.samples,
         refused=run.refused,
-        tasks={name: _facts(one, used[name]) for name, one in views.items()},
+        tasks={name: one.task.facts(one.dropped, len(used[name])) for name, one in views.items()},
         metadata={**metadata, "notes": list(run.notes)},
     )
     if folder is not None:
@@ -392,19 +396,6 @@ def measures(frame: pd.DataFrame, k: float) -> dict[str, Probability]:
     }
 
 
-def _table(samples: Mapping[tuple[str, str], pd.DataFrame], settings: Deletion) -> pd.DataFrame:
-    rows: list[tuple[Any, ...]] = []
-    for (task, method), frame in samples.items():
-        if method == SAMPLES:
-            continue
-        for metric, values in headline(frame, settings).items():
-            one = mean_interval(values, settings.seed)
-            factor = 100.0 if metric == "degenerate" else 1.0
-            ends = (factor * end for end in (one.value, one.low, one.high))
-            rows.append((method, task, metric, *ends, one.n))
-    return pd.DataFrame(rows, columns=list(COLUMNS))
-
-
 def headline(frame: pd.DataFrame, settings: Deletion) -> dict[str, Probability]:
     """Every metric of one per-sample table, sample by sample."""
     names = ("comprehensiveness", "sufficiency", "log_odds")
@@ -435,18 +426,3 @@ def sweep(table: BenchTable) -> pd.DataFrame:
                 one = mean_interval(values, given["seed"])
                 rows.append((method, task, k, metric, *asdict(one).values()))
     return pd.DataFrame(rows, columns=["method", "task", "k", *COLUMNS[2:]])
-
-
-def _facts(one: View, used: Sequence[TokenSample]) -> dict[str, Any]:
-    facts = {
-        "source": one.task.source,
-        "licences": sorted({sample.licence for sample in one.task.samples}),
-        "read": len(one.task.samples),
-        "left_out": dict(one.task.left_out),
-        "dropped": dict(one.dropped),
-        "used": len(used),
-    }
-    if used:
-        return facts
-    nothing = "the source holds no sample" if not one.task.samples else "every sample was dropped"
-    return {**facts, "empty": nothing}

@@ -30,9 +30,9 @@ from lens_attr.attribution.embeddings import Embeddings
 from lens_attr.errors import InputError
 from lens_attr.evaluation.baselines import BASELINES
 from lens_attr.evaluation.deletion import kept_tokens, ranked, units
-from lens_attr.evaluation.intervals import mean_interval
+from lens_attr.evaluation.intervals import mean_intervals
 from lens_attr.evaluation.predictions import by_length, logits_of, padded, positions
-from lens_attr.evaluation.results import COLUMNS, BenchTable
+from lens_attr.evaluation.results import BenchTable, interval_rows
 from lens_attr.evaluation.running import (
     BATCH,
     SAMPLES,
@@ -179,7 +179,7 @@ def bench_faithfulness(
     if n < 1 or batch_size < 1 or not each:
         raise InputError("faithfulness needs a task, and n and batch_size of at least 1.")
     filler, layers = _filler(graph, settings), _layers(graph, settings)
-    views = {task.name: view(graph, _first(task, n), truth=False) for task in each}
+    views = {task.name: view(graph, task.first(n), truth=False) for task in each}
     metadata = metadata_of(graph, settings, options or {}, command) | {"mode": MODE}
     folder = None if out is None else Path(out)
     store = Store(folder, fingerprint_of(metadata, views))
@@ -210,7 +210,9 @@ def bench_faithfulness(
                     )
                     run.every_batch(task, method, samples, rows_of)
     table = BenchTable(
-        rows=_table(run.samples, settings.seed),
+        rows=interval_rows(
+            run.samples, lambda frame: mean_intervals(headline(frame), settings.seed), facts
+        ),
         samples=run.samples,
         refused=run.refused,
         tasks=facts,
@@ -223,10 +225,6 @@ def bench_faithfulness(
 
 
 # -------------------------------------------------------------------- what is explained
-
-
-def _first(task: Task, n: int) -> Task:
-    return replace(task, samples=task.samples[:n])
 
 
 def _filler(graph: ModelGraph, settings: Faithfulness) -> int:
@@ -491,19 +489,6 @@ def headline(frame: pd.DataFrame) -> dict[str, Values]:
     return found | {"degenerate": frame["degenerate"].to_numpy(dtype=float)}
 
 
-def _table(samples: Mapping[tuple[str, str], pd.DataFrame], seed: int) -> pd.DataFrame:
-    rows: list[tuple[Any, ...]] = []
-    for (task, method), frame in samples.items():
-        if method == SAMPLES:
-            continue
-        for metric, values in headline(frame).items():
-            one = mean_interval(values, seed)
-            factor = 100.0 if metric == "degenerate" else 1.0
-            ends = (factor * end for end in (one.value, one.low, one.high))
-            rows.append((method, task, metric, *ends, one.n))
-    return pd.DataFrame(rows, columns=list(COLUMNS))
-
-
 def _facts(
     one: View,
     used: Sequence[TokenSample],
@@ -516,20 +501,9 @@ def _facts(
         how = f"Tokens are replaced by {token_string(graph, place.filler)!r}."
     else:
         how = f"{graph.points('residual')[place.layer or 0].name} is replaced by its mean."
-    facts = {
-        "source": one.task.source,
-        "licences": sorted({sample.licence for sample in one.task.samples}),
-        "read": len(one.task.samples),
-        "left_out": dict(one.task.left_out),
-        "dropped": dict(one.dropped),
-        "used": len(used),
-        "remarks": [
-            how,
-            f"{short} inputs have fewer than {settings.top} tokens to replace: their "
-            "comprehensiveness is averaged over their own length.",
-        ],
-    }
-    if used:
-        return facts
-    nothing = "the source holds no sample" if not one.task.samples else "every sample was dropped"
-    return {**facts, "empty": nothing}
+    remarks = [
+        how,
+        f"{short} inputs have fewer than {settings.top} tokens to replace: their "
+        "comprehensiveness is averaged over their own length.",
+    ]
+    return one.task.facts(one.dropped, len(used), remarks=remarks)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 
 import numpy as np
@@ -49,6 +49,11 @@ def mean_interval(
         InputError: a value is NaN or infinite, or ``level`` is not between 0 and 1.
     """
     return ratio_interval(values, np.ones(len(values)), seed, resamples, level)
+
+
+def mean_intervals(values: Mapping[str, Values], seed: int) -> dict[str, Interval]:
+    """`mean_interval` of each."""
+    return {name: mean_interval(one, seed) for name, one in values.items()}
 
 
 def ratio_interval(

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import math
-from collections.abc import Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -22,6 +22,8 @@ if TYPE_CHECKING:
     import plotly.graph_objects as go
 
 COLUMNS = ("method", "task", "metric", "value", "low", "high", "n")
+SAMPLES = "samples"
+"""In place of a method: the table that describes a task's samples."""
 MODEL = "model"
 """In the column ``method`` of rows that say something about the model itself."""
 
@@ -237,6 +239,29 @@ def shown_rows(table: BenchTable, task: str) -> pd.DataFrame:
 def title_of(metric: str) -> str:
     """How a table heads a metric."""
     return TITLES.get(metric, metric)
+
+
+def interval_rows(
+    samples: Mapping[tuple[str, str], pd.DataFrame],
+    intervals: Callable[[pd.DataFrame], Mapping[str, Interval]],
+    tasks: Iterable[str],
+) -> pd.DataFrame:
+    """`BenchTable.rows` of the per-sample tables of ``tasks``: a row per method and metric."""
+    rows = [
+        interval_row(method, task, metric, one)
+        for task in tasks
+        for (of, method), frame in samples.items()
+        if of == task and method != SAMPLES
+        for metric, one in intervals(frame).items()
+    ]
+    return pd.DataFrame(rows, columns=list(COLUMNS))
+
+
+def interval_row(method: str, task: str, metric: str, interval: Interval) -> tuple[Any, ...]:
+    """One row; shares become percent."""
+    factor = 100.0 if metric in PERCENT else 1.0
+    ends = (interval.value, interval.low, interval.high)
+    return (method, task, metric, *(factor * end for end in ends), interval.n)
 
 
 def _interval(row: Mapping[str, Any]) -> Interval:

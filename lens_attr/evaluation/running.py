@@ -23,7 +23,7 @@ from lens_attr.attribution.embeddings import Embeddings
 from lens_attr.errors import InputError, Notice, UnsupportedModelError
 from lens_attr.evaluation.baselines import BASELINES
 from lens_attr.evaluation.predictions import by_length, padded
-from lens_attr.evaluation.results import MODEL
+from lens_attr.evaluation.results import MODEL, SAMPLES
 from lens_attr.evaluation.store import Store
 from lens_attr.evaluation.tasks import TokenSample, View
 from lens_attr.graph import ModelGraph
@@ -34,8 +34,6 @@ from lens_attr.targets import Target
 Methods = str | Sequence[str | RuleSet]
 
 BATCH = 64
-SAMPLES = "samples"
-"""In place of a method: the table that describes a task's samples."""
 COMPARED_AS = "compared_as"
 """In the metadata of a run with measures of its own: columns of the per-sample tables that can be
 compared between runs, with the factor that makes each what the table shows."""

@@ -25,10 +25,10 @@ from lens_attr.attribution.embeddings import InputEmbeddings
 from lens_attr.errors import InputError, UnsupportedModelError
 from lens_attr.evaluation.benchmark import answered
 from lens_attr.evaluation.explicit_attnlrp import Clock, ExplicitAttnLRP, now
-from lens_attr.evaluation.intervals import median_interval
+from lens_attr.evaluation.intervals import Interval, median_interval
 from lens_attr.evaluation.machine import machine
 from lens_attr.evaluation.predictions import Prediction, predict
-from lens_attr.evaluation.results import COLUMNS, BenchTable
+from lens_attr.evaluation.results import BenchTable, interval_rows
 from lens_attr.evaluation.running import (
     SAMPLES,
     Run,
@@ -123,7 +123,7 @@ def bench_speed(
     each = [tasks] if isinstance(tasks, Task) else list(tasks)
     if n < 1 or not each:
         raise InputError("speed needs a task, and n of at least 1.")
-    views = {task.name: view(graph, _first(task, n), truth=False) for task in each}
+    views = {task.name: view(graph, task.first(n), truth=False) for task in each}
     samples = {name: answered(one) for name, one in views.items()}
     where = machine(graph.device)
     metadata = metadata_of(graph, settings, {}, command) | {"mode": MODE, "machine": where}
@@ -140,7 +140,7 @@ def bench_speed(
             run.samples |= _split(task, run.samples.pop((task, TIMES)), list(timer.ways))
             run.samples[task, SAMPLES] = _described(graph, mine, found)
     table = BenchTable(
-        rows=_table(run.samples, settings.seed),
+        rows=interval_rows(run.samples, partial(_intervals, settings.seed), views),
         samples=run.samples,
         refused=refused,
         tasks={name: _facts(one, metadata) for name, one in views.items()},
@@ -149,10 +149,6 @@ def bench_speed(
     if folder is not None:
         table.save(folder)
     return table
-
-
-def _first(task: Task, n: int) -> Task:
-    return Task(task.name, task.samples[:n], task.source, task.left_out, task.template)
 
 
 # -------------------------------------------------------------------------- the proof
@@ -322,15 +318,8 @@ def headline(frame: pd.DataFrame) -> dict[str, Values]:
     return {m: found[m].to_numpy(dtype=float) for m in METRICS if m in found}
 
 
-def _table(samples: Mapping[tuple[str, str], pd.DataFrame], seed: int) -> pd.DataFrame:
-    rows: list[tuple[Any, ...]] = []
-    for (task, method), frame in samples.items():
-        if method == SAMPLES:
-            continue
-        for metric, values in headline(frame).items():
-            one = median_interval(values, seed)
-            rows.append((method, task, metric, one.value, one.low, one.high, one.n))
-    return pd.DataFrame(rows, columns=list(COLUMNS))
+def _intervals(seed: int, frame: pd.DataFrame) -> dict[str, Interval]:
+    return {name: median_interval(times, seed) for name, times in headline(frame).items()}
 
 
 def operations(table: BenchTable, task: str) -> pd.DataFrame:
@@ -369,7 +358,6 @@ def _described(
 
 
 def _facts(one: View, metadata: Mapping[str, Any]) -> dict[str, Any]:
-    used = len(one.samples)
     where = ", ".join(f"{key}: {value}" for key, value in metadata["machine"].items())
     versions = ", ".join(f"{name} {version}" for name, version in metadata["versions"].items())
     remarks = [
@@ -383,16 +371,4 @@ def _facts(one: View, metadata: Mapping[str, Any]) -> dict[str, Any]:
             f"Explicit AttnLRP differs from ours by {metadata['difference']:.1g} of the largest "
             "relevance in float64."
         )
-    facts = {
-        "source": one.task.source,
-        "licences": sorted({sample.licence for sample in one.task.samples}),
-        "read": len(one.task.samples),
-        "left_out": dict(one.task.left_out),
-        "dropped": dict(one.dropped),
-        "used": used,
-        "remarks": remarks,
-    }
-    if used:
-        return facts
-    nothing = "the source holds no sample" if not one.task.samples else "every sample was dropped"
-    return {**facts, "empty": nothing}
+    return one.task.facts(one.dropped, len(one.samples), remarks=remarks)

@@ -23,9 +23,9 @@ from lens_attr.attribution.embeddings import Embeddings
 from lens_attr.errors import InputError, did_you_mean
 from lens_attr.evaluation.baselines import BASELINES
 from lens_attr.evaluation.benchmark import tasks_of
-from lens_attr.evaluation.intervals import mean_interval
+from lens_attr.evaluation.intervals import Interval, mean_intervals
 from lens_attr.evaluation.predictions import target_of
-from lens_attr.evaluation.results import COLUMNS, BenchTable
+from lens_attr.evaluation.results import BenchTable, interval_rows
 from lens_attr.evaluation.running import (
     BATCH,
     COMPARED_AS,
@@ -129,12 +129,12 @@ def bench_stability(
         run = Run(model, graph, store, options or {}, settings.embeddings, batch_size, advance)
         for one in plans:
             _run(run, one, everyone, settings)
-    edits = [edit for one in plans for edit in one.edits]
+    facts = {edit.name: edit.facts for one in plans for edit in one.edits}
     table = BenchTable(
-        rows=_table(run.samples, [edit.name for edit in edits], settings.seed),
+        rows=interval_rows(run.samples, partial(_intervals, settings.seed), facts),
         samples=run.samples,
         refused=run.refused,
-        tasks={edit.name: edit.facts for edit in edits},
+        tasks=facts,
         metadata={**metadata, "notes": list(run.notes)},
     )
     if folder is not None:
@@ -294,16 +294,6 @@ def _described_edit(graph: ModelGraph, edit: Edited, plan: Plan) -> pd.DataFrame
     return pd.DataFrame(rows, columns=["sample", *_EDITED])
 
 
-def _table(
-    samples: Mapping[tuple[str, str], pd.DataFrame], names: Sequence[str], seed: int
-) -> pd.DataFrame:
-    rows: list[tuple[Any, ...]] = []
-    for (task, method), frame in samples.items():
-        if task not in names or method == SAMPLES:
-            continue
-        for metric, factor in MEASURES.items():
-            values = frame[metric].to_numpy(dtype=float) if len(frame) else np.array([])
-            one = mean_interval(values, seed)
-            ends = (factor * end for end in (one.value, one.low, one.high))
-            rows.append((method, task, metric, *ends, one.n))
-    return pd.DataFrame(rows, columns=list(COLUMNS))
+def _intervals(seed: int, frame: pd.DataFrame) -> dict[str, Interval]:
+    values = {name: np.array(frame.get(name, ()), dtype=float) for name in MEASURES}
+    return mean_intervals(values, seed)

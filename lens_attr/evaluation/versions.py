@@ -100,7 +100,7 @@ def plan(
         dropped["the model gets the unedited text wrong"] += len((given & {*originals}) - {*used})
         same = _same_answer(graph, versions, used, predictions, dropped, batch_size)
         shared = _with_shared_words(graph, same, used, dropped)
-        edits.append(Edited(name, shared, _facts(task, len(given), dropped, len(shared))))
+        edits.append(Edited(name, shared, task.facts(dropped, len(shared), read=len(given))))
     return Plan(task.name, used, predictions, edits)
 
 
@@ -258,16 +258,3 @@ def shared_words(first: Words, second: Words) -> list[tuple[str, list[int], list
         for a, b, size in matcher.get_matching_blocks()
         for i in range(size)
     ]
-
-
-def _facts(task: Task, given: int, dropped: Counter[str], used: int) -> dict[str, Any]:
-    lost = {reason: count for reason, count in dropped.items() if count}
-    facts = {
-        "source": task.source,
-        "licences": sorted({sample.licence for sample in task.samples}),
-        "read": given,
-        "left_out": dict(task.left_out),
-        "dropped": lost,
-        "used": used,
-    }
-    return facts if used else {**facts, "empty": "every sample was dropped"}

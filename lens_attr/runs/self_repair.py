@@ -23,9 +23,9 @@ from lens_attr.circuits.score_ablation import PAIR, SINGLE, TSG, Replace, check_
 from lens_attr.circuits.self_repair_results import THRESHOLDS
 from lens_attr.errors import InputError
 from lens_attr.evaluation.benchmark import answered
-from lens_attr.evaluation.intervals import mean_interval
+from lens_attr.evaluation.intervals import Interval, mean_intervals
 from lens_attr.evaluation.predictions import Prediction, predict, target_of
-from lens_attr.evaluation.results import COLUMNS, BenchTable
+from lens_attr.evaluation.results import BenchTable, interval_rows
 from lens_attr.evaluation.running import (
     BATCH,
     COMPARED_AS,
@@ -133,7 +133,7 @@ def bench_self_repair(
     if n < 1 or batch_size < 1 or not each:
         raise InputError("self-repair needs a task, and n and batch_size of at least 1.")
     names = list(_checked(graph, settings, batch_size))
-    views = {task.name: view(graph, _first(task, n), truth=False) for task in each}
+    views = {task.name: view(graph, task.first(n), truth=False) for task in each}
     samples = {name: answered(one) for name, one in views.items()}
     metadata = metadata_of(graph, settings, {}, command)
     metadata |= {"mode": MODE, COMPARED_AS: dict.fromkeys(METRICS, 1.0), "notes": []}
@@ -151,7 +151,7 @@ def bench_self_repair(
             run.samples |= _per_method(task, results[task])
             run.samples[task, SAMPLES] = _described(graph, mine, found)
     table = BenchTable(
-        rows=_table(run.samples, settings.seed),
+        rows=interval_rows(run.samples, partial(_intervals, settings.seed), views),
         samples=run.samples,
         tasks={name: _facts(one, results[name]) for name, one in views.items()},
         metadata=metadata,
@@ -159,10 +159,6 @@ def bench_self_repair(
     if folder is not None:
         table.save(folder)
     return SelfRepairRun(table, results)
-
-
-def _first(task: Task, n: int) -> Task:
-    return replace(task, samples=task.samples[:n])
 
 
 def _checked(
@@ -276,13 +272,8 @@ def _error(pairs: pd.DataFrame) -> float:
     return float((pairs.predicted - pairs.exact).abs().mean())
 
 
-def _table(samples: Mapping[tuple[str, str], pd.DataFrame], seed: int) -> pd.DataFrame:
-    rows: list[tuple[Any, ...]] = []
-    for (task, method), frame in samples.items():
-        for metric in METRICS if method != SAMPLES else ():
-            one = mean_interval(frame[metric].to_numpy(dtype=float), seed)
-            rows.append((method, task, metric, one.value, one.low, one.high, one.n))
-    return pd.DataFrame(rows, columns=list(COLUMNS))
+def _intervals(seed: int, frame: pd.DataFrame) -> dict[str, Interval]:
+    return mean_intervals({name: frame[name].to_numpy(dtype=float) for name in METRICS}, seed)
 
 
 def _described(
@@ -308,21 +299,10 @@ def _facts(one: View, result: SelfRepair) -> dict[str, Any]:
         f"{row['largest']} keys"
         for row in counts
     )
-    facts = {
-        "source": one.task.source,
-        "licences": sorted({sample.licence for sample in one.task.samples}),
-        "read": len(one.task.samples),
-        "left_out": dict(one.task.left_out),
-        "dropped": dict(one.dropped),
-        "used": len(one.samples),
-        "remarks": [
-            f"{len(result.pairs)} pairs of keys in {result.pairs.example.nunique()} samples "
-            f"({result.replace} ablation); {result.n_skipped} pairs without effect skipped, "
-            f"{result.n_dropped} weaker candidates dropped.",
-            f"Interchangeable keys, by threshold of p * dL/dp: {groups}.",
-        ],
-    }
-    if one.samples:
-        return facts
-    nothing = "the source holds no sample" if not one.task.samples else "every sample was dropped"
-    return {**facts, "empty": nothing}
+    remarks = [
+        f"{len(result.pairs)} pairs of keys in {result.pairs.example.nunique()} samples "
+        f"({result.replace} ablation); {result.n_skipped} pairs without effect skipped, "
+        f"{result.n_dropped} weaker candidates dropped.",
+        f"Interchangeable keys, by threshold of p * dL/dp: {groups}.",
+    ]
+    return one.task.facts(one.dropped, len(one.samples), remarks=remarks)

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from typing import Any
 
 from lens_attr.demo import TASKS as GENERATED
 from lens_attr.demo import generate
@@ -49,6 +50,35 @@ class Task:
     def open_vocabulary(self) -> bool:
         """Whether the answer competes with every token instead of one foil."""
         return self.name in OPEN_VOCABULARY or not all(sample.foil for sample in self.samples)
+
+    def first(self, n: int) -> Task:
+        """At most ``n`` of its samples."""
+        return replace(self, samples=self.samples[:n])
+
+    def facts(
+        self, dropped: Mapping[str, int], used: int, why_none: str = "", **more: Any
+    ) -> dict[str, Any]:
+        """An entry of `BenchTable.tasks`: what became of the samples.
+
+        Args:
+            dropped: how many were not used, by reason.
+            used: how many were.
+            why_none: if none was, unless the source is empty or all were dropped.
+            **more: what else the reader should know.
+        """
+        facts = {
+            "source": self.source,
+            "licences": sorted({sample.licence for sample in self.samples}),
+            "read": len(self.samples),
+            "left_out": dict(self.left_out),
+            "dropped": {reason: count for reason, count in dropped.items() if count},
+            **more,
+            "used": used,
+        }
+        if used:
+            return facts
+        nothing = why_none or "every sample was dropped"
+        return facts | {"empty": nothing if self.samples else "the source holds no sample"}
 
 
 def built_in(name: str, n: int, seed: int = 0, attractor: str | None = None) -> Task:
