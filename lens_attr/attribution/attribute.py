@@ -121,21 +121,22 @@ def compare(
     model: Any,
     text: Text,
     target: Target | Sequence[Target] | None = None,
-    methods: Sequence[str | RuleSet] | None = None,
+    methods: str | RuleSet | Sequence[str | RuleSet] | None = None,
     **options: Any,
 ) -> Comparison:
     """The same prediction explained by several methods: one table, one figure.
 
     Args:
         model: as in `attribute`, as ``text``, ``target`` and ``options``.
-        methods: names, or rule sets (called by their name); default: `COMPARED`, without those
-            that this model cannot be explained by, which a notice names.
+        methods: names, or rule sets (called by their name), one or several; default: `COMPARED`,
+            without those that this model cannot be explained by, which a notice names.
 
     Raises:
         InputError: no methods, or two of the same name.
         UnsupportedModelError: a method you named cannot explain this model.
     """
     chosen = COMPARED if methods is None else methods
+    chosen = [chosen] if isinstance(chosen, (str, RuleSet)) else chosen
     names = [method if isinstance(method, str) else method.name for method in chosen]
     if not names or len(set(names)) < len(names):
         raise InputError(f"methods must be one or more of different names, got {names}.")

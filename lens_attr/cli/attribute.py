@@ -47,6 +47,7 @@ def attribute(
     """
     from lens_attr.attribution.comparison import Comparison
 
+    options.refuse_repeated("--method", method)
     options.check_methods(method)
     explained = options.build_target(target, foil, position)
     with console.working(f"loading {model}", quiet):

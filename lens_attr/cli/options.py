@@ -39,8 +39,8 @@ TargetOption = Annotated[
     typer.Option(
         "--target",
         "-t",
-        help="The predicted word to explain, with its leading space: ' are'. "
-        "Without it, the prediction the model finds most likely.",
+        help="The predicted word to explain, with its leading space: ' are'; or a token id: "
+        "id:326. Without it, the prediction the model finds most likely.",
         show_default=False,
     ),
 ]
@@ -49,7 +49,7 @@ FoilOption = Annotated[
     typer.Option(
         "--foil",
         "-f",
-        help="The word it competes with: explains why the target and not this one.",
+        help="The word (or id) it competes with: explains why the target and not this one.",
         show_default=False,
     ),
 ]
@@ -158,6 +158,13 @@ def check_methods(names: Sequence[str]) -> None:
         la.methods()[name]
 
 
+def refuse_repeated(option: str, names: Sequence[str]) -> None:
+    """A usage error for a name that is given twice: the two would overwrite each other."""
+    repeated = [name for i, name in enumerate(names) if name in names[:i]]
+    if repeated:
+        raise typer.BadParameter(f"{option} names {repeated[0]} twice.")
+
+
 def build_target(target: str | None, foil: str | None, position: int) -> Target:
     """The target behind the shared options."""
     import lens_attr as la
@@ -167,5 +174,11 @@ def build_target(target: str | None, foil: str | None, position: int) -> Target:
     if target is None:
         return la.TopLogit(position=position)
     if foil is None:
-        return la.Logit(target, position=position)
-    return la.LogitDiff(target, foil, position=position)
+        return la.Logit(_token(target), position=position)
+    return la.LogitDiff(_token(target), _token(foil), position=position)
+
+
+def _token(given: str) -> str | int:
+    """A word, or the id in ``id:326``."""
+    prefix, _, number = given.partition(":")
+    return int(number) if prefix == "id" and number.isdecimal() else given

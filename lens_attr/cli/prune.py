@@ -117,6 +117,7 @@ def prune(
     names = [name.strip() for name in methods.split(",") if name.strip()]
     if not names:
         raise typer.BadParameter("--methods names no method.")
+    options.refuse_repeated("--methods", names)
     if names != [EVERY]:
         options.check_methods(names)
     ranking_set, pruning_set = _samples(task, data, n_rank, n)
@@ -216,9 +217,14 @@ def _read(path: Path) -> list[Sample]:
     """Samples from JSON lines; ``answer`` is another name for ``target``.
 
     Raises:
-        InputError: a line that is no JSON object, or lacks a field.
+        InputError: text that is not UTF-8, a line that is no JSON object, or lacks a field.
     """
-    lines = enumerate(path.read_text(encoding="utf-8").splitlines(), start=1)
+    try:
+        text = path.read_text(encoding="utf-8")
+    except UnicodeDecodeError as problem:
+        line = problem.object.count(b"\n", 0, problem.start) + 1
+        raise InputError(f"{path.name} line {line} is not UTF-8: save the file as UTF-8.") from None
+    lines = enumerate(text.splitlines(), start=1)
     return [_sample(line, f"{path.name} line {i}") for i, line in lines if line.strip()]
 
 
