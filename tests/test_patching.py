@@ -125,7 +125,9 @@ def by_hand(
     """One plain forward with one head (all positions) or one position replaced."""
     model, (clean, corrupted, _) = small.model(name), ids_of(name)
     base, other = (corrupted, clean) if mode == "denoise" else (clean, corrupted)
-    hook_name, kept = f"blocks.{layer}.{HOOK[unit]}", []
+    inside_attention = (name, unit) == ("bert-bridge", "attn_out")  # hook_attn_out: after the norm
+    hook = "attn.o.hook_out" if inside_attention else HOOK[unit]
+    hook_name, kept = f"blocks.{layer}.{hook}", []
 
     def keep(activation: Tensor, hook: Any) -> None:
         kept.append(activation.clone())

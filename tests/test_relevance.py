@@ -328,6 +328,8 @@ def test_attention_is_pattern_times_gradient(name: str, method: str) -> None:
 def test_attention_falls_back_to_scores(name: str) -> None:
     r = explain(name, record=["scores"])
     assert r.attention is r.records["scores"]
+    assert r.attention.isfinite().all()
+    assert (r.attention.triu(1) == 0).all(), "masked scores carry nothing"
 
 
 @pytest.mark.parametrize("name", ["bert-bridge"])
@@ -421,7 +423,83 @@ def test_lost_parts_sum_to_the_gap(name: str, method: str) -> None:
     frame = c.to_pandas(example=2)
     assert frame["lost"].sum() == pytest.approx(float(c.gap[2]), rel=1e-3, abs=1e-4)
     assert frame["layer"].dropna().nunique() == N_LAYERS
-    assert str(c).count("\n") == 2
+    assert str(c).count("\n") == 3
+    assert 'record=["pattern", "scores"]' in str(c).splitlines()[-1]
+
+
+SEES_PATTERN = [name for name in small.EVERY if name != "bert-bridge"]
+HOLDS_ATTENTION = {"gpt2": "attention", "llama": "attention", "bert": "rest of the block"}
+
+
+@pytest.mark.parametrize("name", SEES_PATTERN)
+@pytest.mark.parametrize("method", ["gradient_x_input", "lrp", "attnlrp", "gim"])
+def test_the_softmax_is_a_part_of_its_own_where_it_is_recorded(name: str, method: str) -> None:
+    plain = explain(name, method=method).check()
+    apart = explain(name, method=method, record=["pattern", "scores"]).check()
+    holder = HOLDS_ATTENTION[name.split("-")[0]]
+    assert "softmax" not in plain.parts
+    assert 'record=["pattern", "scores"]' not in str(apart)
+    same(sum(apart.parts.values()), apart.gap)
+    same(apart.layers[holder] + apart.layers["softmax"], plain.layers[holder])
+    for part in plain.parts.keys() - {holder}:
+        same(apart.parts[part], plain.parts[part])
+    assert apart.layers["softmax"].abs().min() > 1e-4
+
+
+@pytest.mark.parametrize("name", SEES_PATTERN)
+def test_the_softmax_loses_what_its_derivative_says(name: str) -> None:
+    """Of gradient x input, by hand: sum P dP - sum S dS, where dS = P (dP - sum_k P dP)."""
+    model, text = small.model(name), prompts(name)[0]
+    r = explain(name, text, method="gradient_x_input", record=["pattern", "scores"])
+    seen: dict[str, Tensor] = {}
+    hooks = [
+        (f"blocks.{layer}.attn.{hook}", lambda value, hook: seen.update({hook.name: value}))
+        for layer in range(N_LAYERS)
+        for hook in ("hook_pattern", "hook_attn_scores")
+    ]
+    with torch.no_grad(), model.hooks(fwd_hooks=hooks):
+        model(r.token_ids)
+    for layer, of_pattern in enumerate(r.records["pattern"][0]):
+        pattern = seen[f"blocks.{layer}.attn.hook_pattern"][0]
+        scores = seen[f"blocks.{layer}.attn.hook_attn_scores"][0].where(pattern > 0, 0.0)
+        of_scores = scores * (of_pattern - pattern * of_pattern.sum(dim=-1, keepdim=True))
+        same(r.check().layers["softmax"][0, layer], of_pattern.sum() - of_scores.sum())
+
+
+@pytest.mark.parametrize("name", SEES_PATTERN)
+def test_under_lrp_the_softmax_takes_what_arrives(name: str) -> None:
+    """Its pattern is a constant."""
+    r = explain(name, method="lrp", record=["pattern", "scores"])
+    same(r.check().layers["softmax"], r.records["pattern"].flatten(2).sum(dim=2))
+
+
+@every_model
+@pytest.mark.parametrize("method", ["gradient_x_input", "attnlrp"])
+def test_what_the_output_biases_take(name: str, method: str) -> None:
+    """The bias of the attention's output times the gradient that arrives there."""
+    model, text = small.model(name), prompts(name)[0]
+    r = explain(name, text, method=method, record=["attn_out"])
+    (points, seen) = resolve(model).points("attn_out"), []
+    with torch.no_grad(), ExitStack() as stack:
+        for point in points:
+            point.on_forward(lambda value: seen.append(value[0]), stack)
+        model(r.token_ids)
+    lost = r.check().layers["attention output bias"][0]
+    for layer, attn_out in enumerate(seen):
+        bias = model.blocks[layer].attn.b_O
+        arriving = r.records["attn_out"][0, layer] / attn_out
+        same(lost[layer], (0.0 * lost[layer] if bias is None else (bias * arriving).sum()).detach())
+
+
+@pytest.mark.parametrize("case", tiny.on_backends(["bert", "neox", "gpt2"]), ids=tiny.case_id)
+def test_what_was_lost_is_shown_for_every_kind_of_block(case: tuple[str, str]) -> None:
+    """Post-norm, parallel and sequential."""
+    check = tiny.explain(tiny.model(*case), "attnlrp", tiny.token_ids(case[0])).check()
+    shown = check.glance()
+    assert shown.table is not None and shown.table.columns[0] == "block"
+    assert set(shown.table) - {"block"} == set(check.layers)
+    assert len(check.layers) >= 3
+    assert any('record=["pattern", "scores"]' in note for note in shown.notes)
 
 
 @every_model

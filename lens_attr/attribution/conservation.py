@@ -16,7 +16,14 @@ from lens_attr.errors import InputError
 if TYPE_CHECKING:
     from lens_attr.attribution.relevance import Relevance
 
-SEQUENTIAL_PARTS = ("attention", "attention output bias", "mlp", "mlp output bias")
+REST = "rest of the block"
+"""Where the joints that are followed do not tell attention from MLP: in post-norm and parallel
+blocks."""
+
+SOFTMAX_APART = (
+    'the softmax is a part of its own with record=["pattern", "scores"], where attention is in the '
+    "graph"
+)
 
 
 @dataclass(frozen=True, repr=False)
@@ -30,7 +37,12 @@ class Conservation(Shown):
         target_value: the explained number, less that of the baseline where the method has one.
         total: relevance of the whole input: tokens, and position (and type) embeddings.
         parts: loss by part of the model; ``parts[...].sum()`` over the columns is the gap.
-        layers: loss by block and part, [batch, layer] each.
+        layers: loss by block and part, [batch, layer] each: ``"attention"`` and ``"mlp"`` with
+            their norms, their ``"... output bias"``, or the ``"rest of the block"`` where the two
+            cannot be told apart (post-norm BERT, parallel attention and MLP). Where the result was
+            made with ``record=["pattern", "scores"]``, ``"softmax"`` is apart from attention: what
+            arrives at the pattern less what arrives at the scores, so it includes what a rule at
+            the pattern takes (LRP: everything).
         unit: unit of all of them.
     """
 
@@ -75,6 +87,11 @@ class Conservation(Shown):
         table.insert(0, "block", range(len(table)))
         return Glance(self.headline, notes=others, table=table.iloc[::-1])
 
+    @property
+    def _hints(self) -> list[str]:
+        has_attention = bool({"attention", REST} & self.layers.keys())
+        return [SOFTMAX_APART] if has_attention and "softmax" not in self.layers else []
+
     def __str__(self) -> str:
         lines = []
         for example in range(len(self.total)):
@@ -83,7 +100,7 @@ class Conservation(Shown):
             lines.append(
                 f"target {target:.3f} = input {total:.3f} + lost {target - total:+.3f} ({where})"
             )
-        return "\n".join(lines)
+        return "\n".join([*lines, *self._hints])
 
 
 def conservation_of(relevance: Relevance) -> Conservation:
@@ -96,7 +113,7 @@ def conservation_of(relevance: Relevance) -> Conservation:
     if "stream" not in flow:
         raise InputError(f"method {relevance.method!r} does not trace relevance through layers.")
     stream, total = flow["stream"], flow["embedding"]
-    layers = _lost_per_layer(flow)
+    layers = _with_softmax_apart(_lost_per_layer(flow), relevance.records)
     target = relevance.target_value.to(stream)
     if "baseline_value" in relevance.extra:
         target = target - relevance.extra["baseline_value"].to(stream)
@@ -109,16 +126,32 @@ def conservation_of(relevance: Relevance) -> Conservation:
 def _lost_per_layer(flow: Mapping[str, Tensor]) -> dict[str, Float[Tensor, "batch layer"]]:
     """What each block loses, split where the block is sequential (norm, attention, norm, MLP)."""
     before, after = flow["stream"][:, :-1], flow["stream"][:, 1:]
-    known = {"attn_out", "mlp_out", "mlp_post"} <= set(flow)
-    if not known or not {"resid_mid", "mlp_in"} & set(flow):
-        return {"block": after - before}
+    ends = {"attention": ("z", "attn_out"), "mlp": ("mlp_post", "mlp_out")}
+    biases = {
+        f"{name} output bias": flow[end] - flow[start]
+        for name, (start, end) in ends.items()
+        if {start, end} <= set(flow)
+    }
+    if len(biases) < len(ends) or not {"resid_mid", "mlp_in"} & set(flow):
+        return {REST: after - before - sum(biases.values())} | biases
     past_mlp = after - flow["mlp_out"]
     into_mlp = flow["mlp_in"] if "mlp_in" in flow else flow["resid_mid"] - past_mlp
     into_attention = before - (into_mlp + past_mlp - flow["attn_out"])
-    lost = (
-        flow["z"] - into_attention,
-        flow["attn_out"] - flow["z"],
-        flow["mlp_post"] - into_mlp,
-        flow["mlp_out"] - flow["mlp_post"],
-    )
-    return dict(zip(SEQUENTIAL_PARTS, lost, strict=True))
+    return {
+        "attention": flow["z"] - into_attention,
+        "attention output bias": biases["attention output bias"],
+        "mlp": flow["mlp_post"] - into_mlp,
+        "mlp output bias": biases["mlp output bias"],
+    }
+
+
+def _with_softmax_apart(
+    layers: dict[str, Tensor], records: Mapping[str, Tensor]
+) -> dict[str, Float[Tensor, "batch layer"]]:
+    """What the softmax of each layer loses, taken out of the part that holds the attention."""
+    if not {"pattern", "scores"} <= set(records):
+        return layers
+    pattern, scores = (records[role].flatten(2).sum(dim=2) for role in ("pattern", "scores"))
+    (holder,) = {"attention", REST} & layers.keys()
+    apart = {holder: layers[holder] - (pattern - scores), "softmax": pattern - scores}
+    return apart | {name: lost for name, lost in layers.items() if name != holder}

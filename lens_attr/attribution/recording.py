@@ -63,7 +63,10 @@ class Probe:
     def read_gradient(self, grad: Tensor) -> None:
         """Backward hook: sees the gradient that arrives, before any rule placed here."""
         assert self.activation is not None
-        product = self._clean(self.combine(self.activation, grad))
+        activation = self.activation
+        if self.point.has_key_axis:  # a masked score is -inf and gets no gradient: it carries 0
+            activation = activation.masked_fill(activation.isneginf(), 0.0)
+        product = self._clean(self.combine(activation, grad))
         for key, reduce in self.reduces.items():
             partial_sum = self.results.get(key)
             value = reduce(product)

@@ -157,6 +157,8 @@ class ModelGraph:
             return []
         if role == "mlp_out" and getattr(self.cfg, "attn_only", False):
             return []  # HookedTransformer has the hook but never fires it
+        if bridge and self.is_masked_model and role in naming.BRIDGE_BERT_PER_BLOCK:
+            return self._per_block(role, naming.BRIDGE_BERT_PER_BLOCK[role])
         if bridge and role in naming.BRIDGE_PER_BLOCK:
             return self._per_block(role, naming.BRIDGE_PER_BLOCK[role])
         if role in naming.PER_BLOCK:

@@ -67,6 +67,9 @@ because its ``embed.`` submodule holds all three)."""
 BRIDGE_PER_BLOCK: dict[Role, str] = {"mlp_in": "ln2.hook_in"}
 """What the Bridge calls ``hook_resid_mid`` is the branch into the MLP's norm, not the stream."""
 
+BRIDGE_BERT_PER_BLOCK: dict[Role, str] = {"attn_out": "attn.o.hook_out"}
+"""On the Bridge ``hook_attn_out`` of BERT lies behind the norm that follows, stream included."""
+
 BRIDGE_ONCE: dict[Role, tuple[str, ...]] = {"pos_embed": ("pos_embed.hook_out",)}
 """On the Bridge ``hook_pos_embed`` of a rotary model is the rotation, not an embedding."""
 

@@ -68,22 +68,17 @@ class AttentionOutput:
         bias: b_O, zero where there is none.
         norm: the norm that follows, None where none does.
         post_norm: whether that norm takes in the residual stream.
-        reads_after_norm: whether the role ``"attn_out"`` lies after that norm, stream included
-            (BERT on the Bridge).
     """
 
     weight: Float[Tensor, "head d_head d_model"]
     bias: Float[Tensor, " d_model"]
     norm: Norm | None
     post_norm: bool
-    reads_after_norm: bool
 
     def mixed(
         self, x: Float[Tensor, "*batch d_model"], attn_out: Float[Tensor, "*batch d_model"]
     ) -> Float[Tensor, "*batch d_model"]:
         """The stream after attention, from the activations ``"residual"`` and ``"attn_out"``."""
-        if self.reads_after_norm:
-            return attn_out
         return self.norm(x + attn_out) if self.norm and self.post_norm else x + attn_out
 
     def linear_weight(self, dtype: torch.dtype) -> Float[Tensor, "head d_head d_model"]:
@@ -113,7 +108,6 @@ def attention_output(graph: ModelGraph, layer: int) -> AttentionOutput:
         bias=weight.new_zeros(weight.shape[-1]) if bias is None else bias.detach(),
         norm=None if behind is None else _norm(graph, behind),
         post_norm=post_norm,
-        reads_after_norm=post_norm and graph.backend == "TransformerBridge",
     )
 
 
