@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -10,6 +11,7 @@ import pytest
 
 from lens_attr.errors import InputError
 from lens_attr.evaluation import tasks
+from lens_attr.evaluation.tasks.annotation import spacy_parser
 from lens_attr.evaluation.tasks.english import other_number
 from lens_attr.evaluation.tasks.files import detect
 from lens_attr.types import Sample
@@ -139,13 +141,19 @@ def test_linzen_counts_words_from_one(tmp_path: Path) -> None:
     assert task.name == "sva" and sample.tags == {"attractors": "1"}
 
 
-def test_goldberg_needs_the_subject_in_a_sixth_column(tmp_path: Path) -> None:
+def test_goldberg_has_the_subject_in_a_sixth_column_or_needs_a_parser(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setitem(sys.modules, "spacy", None)
+    spacy_parser.cache_clear()
     masked = f"The keys to the cabinet {MASK} here ."
     five = f"1\tThe keys to the cabinet are here .\t{masked}\tare\tis"
     (task,) = tasks.read(write(tmp_path, "lgd.tsv", five, f"{five}\t2")).values()
     (sample,) = task.samples
     assert deciding(sample) == "keys" and sample.foil == " is"
-    assert task.left_out == {"the subject is not annotated": 1}
+    ((reason, count),) = task.left_out.items()
+    assert reason.startswith("the subject is not annotated; ") and count == 1
+    assert "pip install 'lens-attr[spacy]'" in reason
 
 
 @pytest.mark.parametrize(
