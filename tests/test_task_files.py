@@ -294,6 +294,33 @@ def test_malformed_rows_stop_the_run_and_are_skipped_on_request(
     assert [key.startswith("malformed: line") for key in task.left_out] == [True]
 
 
+def test_rows_malformed_in_the_same_way_are_one_reason(tmp_path: Path) -> None:
+    rows = ["bad", "fine\t0\tx", *["worse"] * 6]
+    path = write(tmp_path, "t.tsv", "sentence\tlabel", "fine\t1", *rows)
+    (task,) = tasks.read(path, skip_bad=True).values()
+    first = "malformed: lines 3, 4, 5, 6, 7, ...: has 1 columns, the first line has 2"
+    assert task.left_out == {first: 8}
+    own = write(tmp_path, "m.jsonl", GOOD, {"answer": "x"}, GOOD | {"foil": 3})
+    (task,) = tasks.read(own, skip_bad=True).values()
+    assert task.left_out == {
+        "malformed: line 2: has no 'text'": 1, "malformed: line 3: 'foil' is not a string": 1,
+    }  # fmt: skip
+
+
+def test_tables_without_a_header_are_no_marvin_linzen_pairs(tmp_path: Path) -> None:
+    rows = [f"{i}\tThe film is fine.\t{i % 2}" for i in range(4)]
+    with pytest.raises(InputError, match=r"t\.tsv line 1 and 3 more name no kind .*simple_agrmt"):
+        tasks.read(write(tmp_path, "t.tsv", *rows))
+    pair = "the author laughs\tthe author laugh"
+    path = write(tmp_path, "t.tsv", f"simple_agrmt\t{pair}", f"npi_across\t{pair}", *rows)
+    (task,) = tasks.read(path).values()
+    assert len(task.samples) == 1
+    assert task.left_out == {
+        "no rule finds the deciding word of npi_across": 1,
+        "no rule finds the deciding word of rows whose first column names no kind": 4,
+    }
+
+
 def test_answers_that_are_not_in_the_context_are_named(tmp_path: Path) -> None:
     path = squad(tmp_path, asked("Rome", 13), asked("Paris", 13), asked("Oslo", 99))
     with pytest.raises(InputError) as raised:

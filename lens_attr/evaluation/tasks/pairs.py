@@ -7,11 +7,13 @@ found by a rule for each kind of pair. Where the rule finds none a parser is ask
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from lens_attr.errors import InputError
 from lens_attr.evaluation.tasks import english
 from lens_attr.evaluation.tasks.annotation import Annotators, Fallback
 from lens_attr.evaluation.tasks.rows import (
@@ -205,7 +207,12 @@ def read_marvin_linzen(path: Path, annotators: Annotators | None = None) -> Iter
     """Lines of ``type TAB case TAB good TAB bad``, as the templates of LM_syneval write them.
 
     One of the leading columns must name the kind of pair (`MARVIN_LINZEN_RULES`).
+
+    Raises:
+        InputError: no row names a kind that is known.
     """
+    unknown: list[int] = []
+    known = False
     fallback = Fallback(annotators)
     for number, cells in columns(path):
         if isinstance(cells, Bad):
@@ -216,8 +223,11 @@ def read_marvin_linzen(path: Path, annotators: Annotators | None = None) -> Iter
             continue
         kind = next((cell for cell in cells[:-2] if cell in MARVIN_LINZEN_RULES), None)
         if kind is None:
-            yield LeftOut(f"no rule finds the deciding word of {cells[0]}")
+            unknown.append(number)
+            named = _KIND.fullmatch(cells[0])
+            yield LeftOut(f"no rule finds the deciding word of {cells[0] if named else _UNNAMED}")
             continue
+        known = True
         task, finder = MARVIN_LINZEN_RULES[kind]
         try:
             where = f"Marvin & Linzen {path.name} line {number}"
@@ -225,6 +235,17 @@ def read_marvin_linzen(path: Path, annotators: Annotators | None = None) -> Iter
         except RowError as error:
             yield Bad(number, str(error))
 
+    if unknown and not known:
+        raise InputError(
+            f"{path} line {unknown[0]} and {len(unknown) - 1} more name no kind of Marvin-Linzen "
+            f"pair ({', '.join(MARVIN_LINZEN_RULES)}). If the file is another one, name its format "
+            "(--format), or its columns in a header."
+        )
+
+
+_KIND = re.compile(r"[a-z]+(?:_[a-z]+)*")
+"""How kinds of pairs are named in LM_syneval."""
+_UNNAMED = "rows whose first column names no kind"
 
 MASK = "***mask***"
 LINZEN_COLUMNS = ("orig_sentence", "subj_index", "verb_index")
