@@ -71,9 +71,9 @@ def attribute(
         method: a name from ``la.methods()``, or a `RuleSet` of your own.
         embeddings: ``"full"`` explains token plus position embedding, ``"token"`` the token's
             alone; default: the method's own.
-        baseline: subtracted from the embedding: None for zero, ``"pad"``, a token (``" "`` in
-            GIM's published setting), an id, or a tensor [d_model], [pos, d_model] or [batch, pos,
-            d_model].
+        baseline: subtracted from the embedding: None for the method's own (zero; for DeepLIFT see
+            there), ``"pad"``, a token (``" "`` in GIM's published setting), an id, or a tensor
+            [d_model], [pos, d_model] or [batch, pos, d_model].
         record: more places to read activation x gradient: roles (``"pattern"``, ``"neurons"``,
             ``"residual"``, ...), hook names, or globs.
         batch_size: explain this many texts at a time.
