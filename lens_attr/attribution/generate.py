@@ -9,7 +9,7 @@ from itertools import islice
 from typing import Any, Literal, get_args
 
 import torch
-from jaxtyping import Int
+from jaxtyping import Bool, Int
 from rich.console import Console
 from rich.progress import track
 from torch import Tensor
@@ -99,8 +99,9 @@ def attribute_generation(
             model, torch.tensor([ids]), [wanted], method, progress=progress, **options
         )
     else:
-        prefixes = _prefixes(ids, len(before)) | {"batch_size": 1, "progress": progress}
-        every = attribute(model, target=wanted, method=method, **options | prefixes)
+        texts, mask = _prefixes(ids, len(before))
+        options |= {"attention_mask": mask, "batch_size": 1}
+        every = attribute(model, texts, wanted, method, progress=progress, **options)
     how = "given" if generated is not None else "sampled" if sampling_temperature else "greedy"
     facts: dict[str, Any] = {"decoding": how, "target": target, "n_prompt": len(before)}
     if how == "sampled":
@@ -238,11 +239,12 @@ def _targets(graph: ModelGraph, ids: Sequence[int], start: int, target: OfToken)
     return LogitDiff(written, runners_up(graph, ids, start), position=position)
 
 
-def _prefixes(ids: Sequence[int], start: int) -> dict[str, Tensor]:
-    """What each token from ``start`` on was predicted from, as texts of the same length."""
-    length = torch.arange(start, len(ids))
-    text = torch.tensor(ids).expand(len(length), -1)
-    return {"text": text, "attention_mask": torch.arange(len(ids)) < length[:, None]}
+def _prefixes(
+    ids: Sequence[int], start: int
+) -> tuple[Int[Tensor, "row pos"], Bool[Tensor, "row pos"]]:
+    """What each token from ``start`` on was predicted from, as ids and their mask."""
+    length = torch.arange(start, len(ids))[:, None]
+    return torch.tensor(ids).expand(len(length), -1), torch.arange(len(ids)) < length
 
 
 def _of_prefixes(every: Relevance, facts: dict[str, Any], notices: list[str]) -> Relevance:
