@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import importlib.metadata
 import warnings
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -149,6 +149,17 @@ def compare(
                 raise
             warnings.warn(f"{name} is left out: {error}", Notice, stacklevel=2)
     return Comparison(results)
+
+
+def prefix_exact(method: str | RuleSet, options: Mapping[str, Any]) -> bool:
+    """`Explainer.prefix_exact` of a method as `attribute` would run it.
+
+    Raises:
+        InputError: a method or an option that there is not.
+    """
+    others = ("record", "batch_size", "attention_mask")
+    own = {name: v for name, v in options.items() if name not in others and v is not None}
+    return _explainer(method, own).prefix_exact
 
 
 def _check_arguments(target: Any, batch_size: Any) -> None:
