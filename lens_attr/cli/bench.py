@@ -114,7 +114,7 @@ def bench(
     if length:
         bench_modes.length(request, measured, as_json)
     elif axes:
-        bench_runs.show_axes(bench_runs.run_axes(request, measured), request, as_json)
+        bench_modes.axes(request, measured, as_json)
     elif ablate is not None:
         bench_modes.ablate(request, measured, ablate, as_json)
     else:
