@@ -477,10 +477,12 @@ def test_report_refuses_a_folder_without_results(tmp_path: Path) -> None:
 
 @pytest.mark.usefixtures("fast_load")
 def test_what_commands_save_can_be_reported(tmp_path: Path) -> None:
-    """One folder, filled by every command with --save or --out that is fast."""
+    """One folder, filled by every command with --save, and by prune."""
     sizes = ["--n", "4", "--n-rank", "4", "--seeds", "1", "--methods", "lrp"]
     for words in (
         ["attribute", TEXT, *PAIR, "--method", "lrp", "--method", "gim", "--save"],
+        ["heads", TEXT, *PAIR, "--save"],
+        ["generate", TEXT, "-n", "2", "--save"],
         ["check", "demo-gpt2", "--rules", "gim", "--save"],
         ["patch", "--task", "sva", "--n", "6", "--save"],
         ["edges", "--task", "sva", "--n", "6", "--method", "eap", "--save"],
@@ -498,10 +500,12 @@ def test_what_commands_save_can_be_reported(tmp_path: Path) -> None:
         "--save",
         tmp_path / "all",
     )
+    noted = json.loads((tmp_path / "all" / "about.json").read_text("utf-8"))["commands"]
+    assert set(noted) >= {"relevance", "generation", "coverage", "patching", "edges", "pruning"}
     files = json.loads(good("report", tmp_path, "--json"))["files"]
     assert {Path(file).name for file in files} == {
-        "relevance.json", "coverage.json", "patching.json", "edges.json", "circuit.json",
-        "pruning.json", "ranking.json", "evaluation.json",
+        "relevance.json", "generation.json", "coverage.json", "patching.json", "edges.json",
+        "circuit.json", "pruning.json", "ranking.json", "evaluation.json",
     }  # fmt: skip
 
 

@@ -42,7 +42,6 @@ ExplainedOption = Annotated[
     Explained,
     typer.Option(
         "--explain",
-        "-t",
         help="What of each generated token: its logit, its log-probability, or its logit minus "
         "that of the most likely other token.",
     ),
@@ -97,18 +96,19 @@ def generate(
     options.check_methods([method])
     with console.working(f"loading {model}", quiet):
         loaded = options.load_model(model, backend, dtype, device)
-    result = la.attribute_generation(
-        loaded,
-        prompt,
-        max_new_tokens=(max_new_tokens or DEFAULT_NEW_TOKENS) if generated is None else None,
-        generated=generated,
-        target=target,
-        method=method,
-        embeddings=embeddings,
-        sampling_temperature=sampling_temperature,
-        sampling_seed=seed,
-        progress=False if quiet else None,
-    )
+    with console.notices(quiet):
+        result = la.attribute_generation(
+            loaded,
+            prompt,
+            max_new_tokens=(max_new_tokens or DEFAULT_NEW_TOKENS) if generated is None else None,
+            generated=generated,
+            target=target,
+            method=method,
+            embeddings=embeddings,
+            sampling_temperature=sampling_temperature,
+            sampling_seed=seed,
+            progress=False if quiet else None,
+        )
     _write(result, not tokens, html, csv, save, model)
     if as_json:
         console.print_json(_document(result, not tokens))
@@ -165,6 +165,7 @@ def _write(
         options.write_csv(result.to_pandas(words), csv)
     if save is not None:
         result.save(save)
+        options.note_saved(save, "generation", model)
     if html is not None:
         _write_html(result, words, html, model)
 

@@ -40,7 +40,7 @@ def report(
 ) -> None:
     """Write one page that opens offline about all results in RUN_DIR. Runs no model.
 
-    Saved explanations, rankings, pruning curves, patching, circuits, rule coverage, benchmarks and
+    Saved explanations, generated texts, rankings, pruning curves, patching, circuits, rule coverage, benchmarks and
     data-set runs are shown; what cannot be read is named on the page.
 
     Example: lens-attr report out/prune

@@ -10,6 +10,7 @@ from typing import Any
 import pandas as pd
 
 from lens_attr import plots
+from lens_attr.attribution.generation import Generation
 from lens_attr.attribution.relevance import Relevance
 from lens_attr.display import count, number
 from lens_attr.evaluation import BenchTable
@@ -87,7 +88,7 @@ def setting(chapter: Chapter) -> list[Html]:
 def metadata_of(result: Any) -> Mapping[str, Any]:
     """How a result was made, as far as it says."""
     curves = getattr(result, "curves", None)
-    source = curves[0] if curves else result
+    source = curves[0] if curves else getattr(result, "relevance", result)
     return getattr(source, "metadata", None) or getattr(source, "manifest", None) or {}
 
 
@@ -162,6 +163,28 @@ def _explanation(results: Mapping[str, Relevance]) -> Explanation:
     heading = f"Why “{sample['answer'].strip()}” rather than “{sample['foil'].strip()}”?"
     deciding = ", ".join(sample.get("decided_by", ()))
     return Explanation(heading, (f"decided by: {deciding}; " if deciding else "") + value, results)
+
+
+# -------------------------------------------------------------------- generated texts
+
+
+def generations(chapter: Chapter) -> list[Section]:
+    """Every continuation: what the whole of it used, and what each of its words did."""
+    found = chapter.of("generation.json")
+    if not found:
+        return []
+    shown, left_out = found[:MOST_TEXTS], len(found) - MOST_TEXTS
+    prose = f"{count(left_out, 'text')} more in the files." if left_out > 0 else ""
+    content = [colour_key(), *(part for each in shown for part in _generation(each.result))]
+    return [Section("Generated text", prose, content, level=3, files=_files(found))]
+
+
+def _generation(result: Generation) -> list[Content]:
+    text = result.accumulated("all").words().coloured_text()
+    facts = {"prompt": result.prompt, "goes on": result.generated, "explained": result.headline}
+    coloured = Html(html_tokens(text.tokens, text.values, text.unit))
+    sources = _titled("Relevance of the prompt and of what was generated before", result.sources())
+    return [facts_list(facts), coloured, result.plot(), sources]
 
 
 # ------------------------------------------------------------------ heads and pruning
@@ -342,6 +365,7 @@ def _files(found: Sequence[Found]) -> list[str]:
 
 KINDS = (
     tokens,
+    generations,
     heads,
     pruning,
     patching,
