@@ -134,7 +134,16 @@ def write(folder: Path) -> Path:
         replace(one, target_value=torch.tensor([7.5]), target=["logit of ' was'"]).save(
             model / "other" / method
         )
-    for each in (generation(), ranking(), pruning(), patched(), agreement(), edges(), circuit(), evaluation()):
+    for each in (
+        generation(),
+        ranking(),
+        pruning(),
+        patched(),
+        agreement(),
+        edges(),
+        circuit(),
+        evaluation(),
+    ):
         each.save(model)
     faithfulness().save(model)
     row = {"rule": "FreezeNorm", "role": "norm_scale", "hook_point": "a", "layer": 0, "fired": 3}

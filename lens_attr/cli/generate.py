@@ -8,7 +8,6 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 import typer
 
 from lens_attr.cli import console, options
-from lens_attr.cli.heads import MethodOption
 
 if TYPE_CHECKING:
     from lens_attr.attribution.generation import Generation
@@ -70,7 +69,7 @@ def generate(
     generated: GeneratedOption = None,
     target: ExplainedOption = "logit",
     model: options.ModelOption = options.DEMO_MODEL,
-    method: MethodOption = "attnlrp",
+    method: options.MethodOption = "attnlrp",
     embeddings: options.EmbeddingsOption = None,
     sampling_temperature: TemperatureOption = 0.0,
     seed: SeedOption = 0,
