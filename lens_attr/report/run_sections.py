@@ -38,13 +38,18 @@ PRUNING = (
     "curve sums that up, 1 is the most. Accuracy is measured on {n}{ranked}."
 )
 AGREEMENT = (
-    "Each point is one cell: its attribution against what really happens to the target when it is "
-    "patched. A method to trust puts them on a rising line."
+    "Each point is one cell: its attribution against what it really adds to the target, which "
+    "patching tells. What is lost without it counts as added, so the sign is that of an "
+    "attribution. A method to trust puts them on a rising line."
 )
 PATCHING = (
     "What happens to the target when one {unit} is replaced by {source} in {run}, mean over {n}. "
-    "This is exact: the model runs once per cell."
+    "This is exact: the model runs once per cell. Orange: the target rises; blue: it falls. {sign}"
 )
+SIGNS = {
+    "denoise": "What raises it carries something that the prediction needs.",
+    "noise": "So blue cells support the target, which falls without them.",
+}
 SOURCES = {
     "other": "its value in the other run",
     "zero": "zero",
@@ -54,8 +59,8 @@ SOURCES = {
 RUNS = {"denoise": "the corrupted run", "noise": "the clean run"}
 PATCHED = {"attn_out": "attention layer", "mlp_out": "MLP", "resid": "residual stream"}
 CIRCUIT = (
-    "Edges between heads and MLPs. Blue edges support the target: it falls when they carry the "
-    "corrupted prompt. Orange edges work against it."
+    "Edges between heads and MLPs. Orange edges support the target: it falls when they carry the "
+    "corrupted prompt, so their scores are below zero. Blue edges work against it."
 )
 COVERAGE = (
     "Where each rule acted when the rules were tried on a few tokens. A rule that acts nowhere is "
@@ -232,6 +237,7 @@ def patching(chapter: Chapter) -> list[Section]:
             source=SOURCES.get(result.source, result.source),
             run=RUNS.get(result.mode, result.mode),
             n=count(len(result), "prompt"),
+            sign=SIGNS.get(result.mode, ""),
         )
         layers = range(result.effects.shape[0]) if len(result.axes) == 3 else [None]
         drawn = [plots.patching(result, layer=layer) for layer in layers]
