@@ -44,7 +44,10 @@ class Notice(UserWarning):
 def did_you_mean(name: str, known: Iterable[str]) -> str:
     """The tail of an unknown-name message: a suggestion if one is close, else the known names."""
     known = sorted(set(known))
-    close = difflib.get_close_matches(name, known, n=3, cutoff=0.5)
-    if close:
-        return f"did you mean {' or '.join(repr(c) for c in close)}?"
-    return f"known: {', '.join(known)}."
+    return close_to(name, known) or f"known: {', '.join(known)}."
+
+
+def close_to(name: str, known: Iterable[str]) -> str:
+    """A suggestion if a known name is close, else nothing."""
+    close = difflib.get_close_matches(name, sorted(set(known)), n=3, cutoff=0.5)
+    return f"did you mean {' or '.join(repr(c) for c in close)}?" if close else ""

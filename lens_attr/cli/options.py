@@ -25,6 +25,9 @@ Ablation = Literal["zero", "mean", "resample"]
 Unit = Literal["head", "mlp", "neuron"]
 
 DEMO_MODEL = "demo-gpt2"
+METHOD = ("--method", "--methods")
+"""Both spellings, in every command."""
+PAGES = (".html", ".htm")
 
 TextArgument = Annotated[
     str,
@@ -79,6 +82,18 @@ DeviceOption = Annotated[
         "--device", help="cpu or cuda; default: the GPU if there is one.", show_default=False
     ),
 ]
+
+
+def _one_method(name: str) -> str:
+    if "," in name:
+        raise typer.BadParameter("one method at a time here; lens-attr attribute compares several.")
+    return name
+
+
+MethodOption = Annotated[
+    str,
+    typer.Option(*METHOD, callback=_one_method, help="How to explain. See: lens-attr methods."),
+]
 EmbeddingsOption = Annotated[
     Embeddings | None,
     typer.Option(
@@ -96,10 +111,23 @@ JsonOption = Annotated[bool, typer.Option("--json", help="Print one JSON documen
 QuietOption = Annotated[
     bool, typer.Option("--quiet", "-q", help="Print results only: no progress, no notes.")
 ]
+
+
+def check_page(path: Path | None) -> Path | None:
+    """Refuse an ending that promises something else than a page."""
+    if path is not None and path.suffix.lower() not in PAGES:
+        raise typer.BadParameter(f"{path.name!r} is to hold a page: let it end in .html.")
+    return path
+
+
 HtmlOption = Annotated[
     Path | None,
     typer.Option(
-        "--html", dir_okay=False, help="Also write a page that opens offline.", show_default=False
+        "--html",
+        dir_okay=False,
+        callback=check_page,
+        help="Also write a page that opens offline.",
+        show_default=False,
     ),
 ]
 SaveOption = Annotated[
@@ -144,6 +172,19 @@ def note_saved(folder: Path, made: str, model: str) -> None:
     from lens_attr.report import write_about
 
     write_about(folder, made, command_line(), title=model)
+
+
+def method_names(given: Sequence[str]) -> list[str]:
+    """Methods that were given one by one, separated by commas, or both; each of them once.
+
+    Raises:
+        typer.BadParameter: none is named.
+    """
+    names = dict.fromkeys(name.strip() for several in given for name in several.split(","))
+    names.pop("", None)
+    if not names:
+        raise typer.BadParameter("--method names no method.")
+    return list(names)
 
 
 def check_methods(names: Sequence[str]) -> None:
