@@ -210,6 +210,8 @@ def test_no_command_shows_the_help() -> None:
         ["heads", TEXT, "--method", "lrp,gim"],
         ["check", "demo-llama", "--model", "demo-bert"],
         ["prune", "--data", "there/is/no/such.jsonl"],
+        ["prune", "--task", "sva", "--methods", "attnlrp,lrp,attnlrp"],
+        ["attribute", TEXT, "--method", "gim", "--method", "gim"],
     ],
 )
 def test_wrong_usage_exits_with_2(arguments: list[str]) -> None:
@@ -467,6 +469,23 @@ def _write(path: Path, *rows: object) -> Path:
     return path
 
 
+def test_a_target_may_be_a_token_id() -> None:
+    by_word = json.loads(good("attribute", TEXT, "-t", " are", "-f", " is", "--json"))
+    model = la.load("demo-gpt2")
+    are, is_ = (model.to_single_token(word) for word in (" are", " is"))
+    by_id = json.loads(good("attribute", TEXT, "-t", f"id:{are}", "-f", f"id:{is_}", "--json"))
+    assert by_id["relevance"] == by_word["relevance"]
+    assert by_id["target"] == by_word["target"]
+
+
+def test_the_advice_for_a_target_of_several_tokens_can_be_followed() -> None:
+    ran = run("attribute", TEXT, "-t", " are is")
+    assert ran.exit_code == 1
+    advice = re.search(r"in a shell as (id:\d+)", ran.stderr)
+    assert advice is not None
+    assert "logit of ' are'" in good("attribute", TEXT, "-t", advice[1])
+
+
 def test_data_files_name_target_or_answer(tmp_path: Path) -> None:
     rows = [
         {"text": "a", "target": " b", "foil": " c"},
@@ -496,6 +515,15 @@ def test_broken_json_is_refused_with_the_line(tmp_path: Path) -> None:
     path = tmp_path / "d.jsonl"
     path.write_text('{"text": "a", "target": "b", "foil": "c"}\n{oops', encoding="utf-8")
     with pytest.raises(InputError, match="line 2 is not JSON"):
+        _read(path)
+
+
+def test_data_that_is_not_utf8_is_refused_with_the_line(tmp_path: Path) -> None:
+    path = tmp_path / "d.jsonl"
+    path.write_bytes(
+        '{"text": "a", "target": "b", "foil": "c"}\n{"text": "\xe9"}'.encode("latin-1")
+    )
+    with pytest.raises(InputError, match=r"^d\.jsonl line 2 is not UTF-8: save the file as UTF-8"):
         _read(path)
 
 

@@ -42,8 +42,8 @@ TargetOption = Annotated[
     typer.Option(
         "--target",
         "-t",
-        help="The predicted word to explain, with its leading space: ' are'. "
-        "Without it, the prediction the model finds most likely.",
+        help="The predicted word to explain, with its leading space: ' are'; or a token id: "
+        "id:326. Without it, the prediction the model finds most likely.",
         show_default=False,
     ),
 ]
@@ -52,7 +52,7 @@ FoilOption = Annotated[
     typer.Option(
         "--foil",
         "-f",
-        help="The word it competes with: explains why the target and not this one.",
+        help="The word (or id) it competes with: explains why the target and not this one.",
         show_default=False,
     ),
 ]
@@ -175,16 +175,18 @@ def note_saved(folder: Path, made: str, model: str) -> None:
 
 
 def method_names(given: Sequence[str]) -> list[str]:
-    """Methods that were given one by one, separated by commas, or both; each of them once.
+    """Methods that were given one by one, separated by commas, or both.
 
     Raises:
-        typer.BadParameter: none is named.
+        typer.BadParameter: none is named, or one of them twice.
     """
-    names = dict.fromkeys(name.strip() for several in given for name in several.split(","))
-    names.pop("", None)
+    names = [name.strip() for several in given for name in several.split(",") if name.strip()]
     if not names:
         raise typer.BadParameter("--method names no method.")
-    return list(names)
+    for i, name in enumerate(names):
+        if name in names[:i]:
+            raise typer.BadParameter(f"--method names {name} twice.")
+    return names
 
 
 def check_methods(names: Sequence[str]) -> None:
@@ -208,5 +210,11 @@ def build_target(target: str | None, foil: str | None, position: int) -> Target:
     if target is None:
         return la.TopLogit(position=position)
     if foil is None:
-        return la.Logit(target, position=position)
-    return la.LogitDiff(target, foil, position=position)
+        return la.Logit(_token(target), position=position)
+    return la.LogitDiff(_token(target), _token(foil), position=position)
+
+
+def _token(given: str) -> str | int:
+    """A word, or the id in ``id:326``."""
+    prefix, _, number = given.partition(":")
+    return int(number) if prefix == "id" and number.isdecimal() else given

@@ -215,9 +215,14 @@ def _read(path: Path) -> list[Sample]:
     """Samples from JSON lines; ``answer`` is another name for ``target``.
 
     Raises:
-        InputError: a line that is no JSON object, or lacks a field.
+        InputError: text that is not UTF-8, a line that is no JSON object, or lacks a field.
     """
-    lines = enumerate(path.read_text(encoding="utf-8").splitlines(), start=1)
+    try:
+        text = path.read_text(encoding="utf-8")
+    except UnicodeDecodeError as problem:
+        line = problem.object.count(b"\n", 0, problem.start) + 1
+        raise InputError(f"{path.name} line {line} is not UTF-8: save the file as UTF-8.") from None
+    lines = enumerate(text.splitlines(), start=1)
     return [_sample(line, f"{path.name} line {i}") for i, line in lines if line.strip()]
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from jaxtyping import Float, Int
@@ -14,6 +15,7 @@ from lens_attr.errors import InputError
 from lens_attr.graph import ModelGraph
 from lens_attr.graph.tokens import TokenBatch, continuation, mask_positions, token_string
 from lens_attr.targets.resolved import Resolved
+from lens_attr.types import whole_number
 
 TokenSpec = str | int | Sequence[str] | Sequence[int] | Tensor
 """A string (read as the continuation of the text) or an id; one, or one per example."""
@@ -32,12 +34,13 @@ class Target(ABC):
     position: int | Sequence[int] = -1
 
     def __post_init__(self) -> None:
-        each = [self.position] if isinstance(self.position, int) else self.position
-        whole = isinstance(each, Sequence) and all(isinstance(one, int) for one in each)
-        if not whole or not each:
+        each, alone = _elements(self.position)
+        whole = tuple(whole_number(one) for one in each)
+        if not each or None in whole:
             raise InputError(
                 f"position must be an integer, or several, got {self.position!r}: -1 is the last."
             )
+        object.__setattr__(self, "position", whole[0] if alone else whole)
 
     @abstractmethod
     def resolve(self, graph: ModelGraph, batch: TokenBatch) -> Resolved:
@@ -91,20 +94,23 @@ def _single_masks(graph: ModelGraph, batch: TokenBatch) -> list[int]:
     return [found[0] for found in masks]
 
 
-def _is_token(one: object) -> bool:
-    return isinstance(one, (str, int)) and not isinstance(one, bool)
+def _elements(value: Any) -> tuple[list[Any], bool]:
+    """What a sequence, tensor or array holds; or the value alone, and True."""
+    listed = value.tolist() if hasattr(value, "tolist") else value
+    alone = isinstance(listed, (str, bytes)) or not isinstance(listed, Sequence)
+    return ([listed] if alone else list(listed)), alone
 
 
 def _per_example(spec: TokenSpec, n: int, what: str) -> list[str | int]:
-    if isinstance(spec, Tensor):
-        spec = spec.tolist()
-    each = [spec] * n if isinstance(spec, (str, int)) else spec
-    if not isinstance(each, Sequence) or not all(_is_token(one) for one in each):
+    each, alone = _elements(spec)
+    tokens = [one if isinstance(one, str) else whole_number(one) for one in each]
+    found = [token for token in tokens if token is not None]
+    if len(found) < len(each):
         got = f"{type(spec).__name__} {spec!r}"
         raise InputError(f"the {what} must be a string or a token id, got {got}: one, or one each.")
-    if len(each) != n:
-        raise InputError(f"{len(each)} {what}s for {n} examples: give one for all, or one each.")
-    return list(each)
+    if not alone and len(found) != n:
+        raise InputError(f"{len(found)} {what}s for {n} examples: give one for all, or one each.")
+    return found * n if alone else found
 
 
 def _ids_of(graph: ModelGraph, batch: TokenBatch, spec: TokenSpec, what: str) -> list[list[int]]:
@@ -130,8 +136,8 @@ def _single_ids(graph: ModelGraph, batch: TokenBatch, spec: TokenSpec, what: str
             shown = " + ".join(repr(token_string(graph, piece)) for piece in pieces)
             raise InputError(
                 f"the {what} is {len(pieces)} tokens ({shown}); one prediction explains one token. "
-                f"Give the first piece's id ({pieces[0]}), or a foil that differs at it "
-                "(la.LogitDiff)."
+                f"Give the first piece's id ({pieces[0]}), in a shell as id:{pieces[0]}, or a foil "
+                "that differs at it (la.LogitDiff)."
             )
     return [pieces[0] for pieces in ids]
 
