@@ -43,6 +43,12 @@ def test_answers_as_ids_and_an_index_column(tmp_path: Path) -> None:
     assert read_pairs(csv(tmp_path, text)).target == LogitDiff([12, 14], [13, 15])
 
 
+def test_a_file_of_a_spreadsheet(tmp_path: Path) -> None:
+    """Byte order mark, Windows line ends, a blank last line."""
+    pairs = read_pairs(csv(tmp_path, "\ufeffclean,corrupted,label\r\nw5,w6,52\r\n\r\n"))
+    assert (pairs.clean, pairs.years) == (["w5"], [52])
+
+
 def test_years(tmp_path: Path) -> None:
     pairs = read_pairs(csv(tmp_path, "clean,corrupted,label\nfrom 1352 to 13,from 1301 to 13,52\n"))
     assert pairs.target == GreaterThan([52])
@@ -59,6 +65,11 @@ BAD = {
     "no number": (YEARS + "a,b,5\na,b,x5\n", "row 1: 'label' must be a whole number, got 'x5'"),
     "no rows": (YEARS, "there are no pairs"),
     "empty file": ("", "cannot read"),
+    "comma": (ASKED + "a,b,c,d\nYes, a,b,c,d\n", r"row 1 has 5 cells, the header 4: put .* quotes"),
+    "comma in every row": (ASKED + "Yes, a,b,c,d\n", "row 0 has 5 cells, the header 4"),
+    "cell missing": (ASKED + "a,b,c\n", "row 0 has 3 cells, the header 4"),
+    "column twice": ("clean,corrupted,clean,label\na,b,c,1\n", "two columns called 'clean'"),
+    "open quote": (ASKED + 'a,b,c,"d\n', "cannot read .* as csv"),
 }
 
 

@@ -17,13 +17,12 @@ text, so that the file works with every model). `sva_pairs` makes agreement pair
 
 from __future__ import annotations
 
+import csv
 import re
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, Literal
-
-import pandas as pd
 
 from lens_attr.demo import generate, words
 from lens_attr.errors import InputError, did_you_mean
@@ -154,24 +153,25 @@ def read_pairs(path: str | Path) -> Pairs:
     A file with ``corrupted_hard`` is read by `read_ioi`.
 
     Raises:
-        InputError: unknown or missing columns, or a row with an empty or unreadable cell.
+        InputError: unknown or missing columns, a row with more or fewer cells than the header, or
+            with an empty or unreadable cell.
     """
-    frame = _read(path)
-    if "corrupted_hard" in frame:
+    columns = _read(path)
+    if "corrupted_hard" in columns:
         return read_ioi(path)
     known = [*PROMPTS, *(name for group in TARGETS for name in group)]
-    _check_columns(path, frame, PROMPTS, known)
-    found = [group for group in TARGETS if set(group) <= set(frame)]
+    _check_columns(path, columns, PROMPTS, known)
+    found = [group for group in TARGETS if set(group) <= set(columns)]
     if len(found) != 1:
         groups = " or ".join(" and ".join(group) for group in TARGETS)
         raise InputError(
-            f"{path}: the answers must stand in columns {groups}; it has {list(frame)}."
+            f"{path}: the answers must stand in columns {groups}; it has {list(columns)}."
         )
-    clean, corrupted = (_cells(path, frame, name) for name in PROMPTS)
+    clean, corrupted = (_cells(path, columns, name) for name in PROMPTS)
     if found[0] == ("answer", "foil"):
-        answer, foil = (_cells(path, frame, name) for name in found[0])
+        answer, foil = (_cells(path, columns, name) for name in found[0])
         return Pairs(clean, corrupted, answer, foil, source=str(path))
-    numbers = [_numbers(path, name, _cells(path, frame, name)) for name in found[0]]
+    numbers = [_numbers(path, name, _cells(path, columns, name)) for name in found[0]]
     if found[0] == ("label",):
         return Pairs(clean, corrupted, years=numbers[0], source=str(path))
     return Pairs(clean, corrupted, numbers[0], numbers[1], source=str(path))
@@ -189,11 +189,11 @@ def read_ioi(
     Raises:
         InputError: unknown or missing columns, or a row whose two names cannot be told.
     """
-    frame = _read(path)
+    columns = _read(path)
     if corrupted not in IOI[1:3]:
         raise InputError(f"corrupted must be one of {IOI[1:3]}, got {corrupted!r}.")
-    _check_columns(path, frame, ("clean", corrupted), IOI)
-    clean, other = _cells(path, frame, "clean"), _cells(path, frame, corrupted)
+    _check_columns(path, columns, ("clean", corrupted), IOI)
+    clean, other = _cells(path, columns, "clean"), _cells(path, columns, corrupted)
     names = [_names(path, row, text) for row, text in enumerate(clean)]
     answers, foils = ([f" {pair[i]}" for pair in names] for i in (0, 1))
     return Pairs(clean, other, answers, foils, source=str(path))
@@ -224,31 +224,51 @@ def _other_number(sample: Sample) -> str:
     return sample.text[:start] + _OTHER_NUMBER[sample.text[start:end]] + sample.text[end:]
 
 
-def _read(path: str | Path) -> pd.DataFrame:
+Columns = dict[str, list[str]]
+
+
+def _read(path: str | Path) -> Columns:
+    """The cells of every named column; a column without a name is an index, and left out.
+
+    Raises:
+        InputError: no csv, a name that stands there twice, or a row of another length.
+    """
     try:
-        frame = pd.read_csv(path, dtype=str, keep_default_na=False)
-    except (OSError, ValueError) as error:
+        with Path(path).open(encoding="utf-8-sig", newline="") as file:
+            lines = [cells for cells in csv.reader(file, strict=True) if cells]
+    except (OSError, ValueError, csv.Error) as error:
         raise InputError(f"cannot read {path} as csv: {error}") from error
-    return frame.loc[:, [name for name in frame if not str(name).startswith("Unnamed: ")]]
+    if not lines:
+        raise InputError(f"cannot read {path} as csv: it is empty.")
+    header, *rows = lines
+    twice = [name for name in header if name and header.count(name) > 1]
+    if twice:
+        raise InputError(f"{path} has two columns called {twice[0]!r}.")
+    for row, cells in enumerate(rows):
+        if len(cells) != len(header):
+            raise InputError(
+                f"{path} row {row} has {len(cells)} cells, the header {len(header)}: put a text "
+                f'that holds a comma in quotes ("one, two"). The row: {",".join(cells)}'
+            )
+    return {name: [cells[i] for cells in rows] for i, name in enumerate(header) if name}
 
 
 def _check_columns(
-    path: str | Path, frame: pd.DataFrame, wanted: Sequence[str], known: Sequence[str]
+    path: str | Path, columns: Columns, wanted: Sequence[str], known: Sequence[str]
 ) -> None:
-    for name in frame:
+    for name in columns:
         if name not in known:
-            raise InputError(f"{path}: unknown column {name!r}; {did_you_mean(str(name), known)}")
-    missing = [name for name in wanted if name not in frame]
+            raise InputError(f"{path}: unknown column {name!r}; {did_you_mean(name, known)}")
+    missing = [name for name in wanted if name not in columns]
     if missing:
-        raise InputError(f"{path} has no column {missing[0]!r}; it has {list(frame)}.")
+        raise InputError(f"{path} has no column {missing[0]!r}; it has {list(columns)}.")
 
 
-def _cells(path: str | Path, frame: pd.DataFrame, name: str) -> list[str]:
-    cells = frame[name].tolist()
-    for row, cell in enumerate(cells):
+def _cells(path: str | Path, columns: Columns, name: str) -> list[str]:
+    for row, cell in enumerate(columns[name]):
         if not cell.strip():
             raise InputError(f"{path} row {row}: {name!r} is empty.")
-    return cells
+    return columns[name]
 
 
 def _numbers(path: str | Path, name: str, cells: Sequence[str]) -> list[int]:
