@@ -19,15 +19,16 @@ from __future__ import annotations
 
 import csv
 import re
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, Literal
 
+from lens_attr.circuits.aligned import different_lengths
 from lens_attr.demo import generate, words
 from lens_attr.errors import InputError, did_you_mean
-from lens_attr.graph import resolve
-from lens_attr.graph.tokens import tokenize
+from lens_attr.graph import ModelGraph, resolve
+from lens_attr.graph.tokens import TokenBatch, tokenize
 from lens_attr.targets import GreaterThan, LogitDiff, Target
 from lens_attr.types import Sample
 
@@ -75,9 +76,20 @@ class Pairs:
     def __len__(self) -> int:
         return len(self.clean)
 
-    def __getitem__(self, chosen: slice) -> Pairs:
-        """Some of the pairs."""
-        return self.rows(range(len(self))[chosen])
+    def __getitem__(self, chosen: int | slice) -> Pairs:
+        """One of the pairs, or some of them.
+
+        Raises:
+            InputError: out of range, or none is left.
+        """
+        if isinstance(chosen, slice):
+            return self.rows(range(len(self))[chosen])
+        if not -len(self) <= chosen < len(self):
+            raise InputError(f"pair {chosen} is out of range: there are {len(self)}.")
+        return self.rows([range(len(self))[chosen]])
+
+    def __iter__(self) -> Iterator[Pairs]:
+        return (self[row] for row in range(len(self)))
 
     @property
     def target(self) -> Target:
@@ -90,17 +102,57 @@ class Pairs:
         """Clean prompts, corrupted prompts and target, as `patch` takes them.
 
         A masked model reads each prompt, its mask token, and the suffix.
+
+        Raises:
+            InputError: a pair that cannot be used, with its row: prompts that differ in how many
+                tokens they have, an answer that starts as its foil or does not continue the
+                prompt. `aligned` leaves such pairs out.
         """
         graph = resolve(model)
+        for row, why in self._problems(graph).items():
+            where = f"{self.source}, row {row}" if self.source else f"row {row}"
+            raise InputError(
+                f"{where}: {why} Mend the pair, or leave out all that cannot be used: "
+                "pairs.aligned(model), on the command line --skip-misaligned."
+            )
+        return (*self._prompts(graph), self.target)
+
+    def _prompts(self, graph: ModelGraph) -> tuple[list[str], list[str]]:
+        """Clean and corrupted prompts as the model reads them."""
         if not graph.is_masked_model:
-            return self.clean, self.corrupted, self.target
+            return self.clean, self.corrupted
         ends = self.suffix or [""] * len(self)
         mask = graph.tokenizer.mask_token
         clean, corrupted = (
             [f"{text} {mask}{end}" for text, end in zip(texts, ends, strict=True)]
             for texts in (self.clean, self.corrupted)
         )
-        return clean, corrupted, self.target
+        return clean, corrupted
+
+    def _problems(self, graph: ModelGraph) -> dict[int, str]:
+        """Why pairs cannot be used, by row."""
+        clean, corrupted = (tokenize(graph, texts) for texts in self._prompts(graph))
+        found = {}
+        for row, (one, other) in enumerate(zip(clean.lengths, corrupted.lengths, strict=True)):
+            if one != other:
+                found[row] = different_lengths(one, other, self.clean[row])
+        try:
+            self.target.resolve(graph, clean)
+        except InputError:
+            apart = self._problems_of_targets(graph, clean)
+            if not apart:
+                raise
+            found = apart | found
+        return dict(sorted(found.items()))
+
+    def _problems_of_targets(self, graph: ModelGraph, clean: TokenBatch) -> dict[int, str]:
+        found = {}
+        for row, pair in enumerate(self):
+            try:
+                pair.target.resolve(graph, clean.rows([row]))
+            except InputError as error:
+                found[row] = str(error)
+        return found
 
     def rows(self, index: Sequence[int]) -> Pairs:
         """Some of the pairs.
@@ -115,35 +167,32 @@ class Pairs:
         )
 
     def aligned(self, model: Any) -> Pairs:
-        """The pairs whose two prompts have equally many tokens; the others are counted.
+        """The pairs that can be used; the others are counted in ``dropped``.
+
+        Both prompts have equally many tokens, and answer and foil can be told apart at the first
+        token after the clean one.
 
         Raises:
-            InputError: none has.
+            InputError: none can.
         """
-        lengths = zip(*self._lengths(model), strict=True)
-        return self._kept([row for row, (one, other) in enumerate(lengths) if one == other])
+        problems = self._problems(resolve(model))
+        kept = [row for row in range(len(self)) if row not in problems]
+        if not kept:
+            raise InputError(f"none of the {len(self)} pairs can be used. Row 0: {problems[0]}")
+        return self._kept(kept)
 
     def of_one_length(self, model: Any) -> Pairs:
         """The largest set of aligned pairs of one length, for effects by position.
 
         Raises:
-            InputError: no pair is aligned.
+            InputError: none can be used.
         """
-        aligned = self.aligned(model)
-        lengths, _ = aligned._lengths(model)
+        aligned, graph = self.aligned(model), resolve(model)
+        lengths = tokenize(graph, aligned._prompts(graph)[0]).lengths
         common = max(sorted(set(lengths)), key=lengths.count)
         return aligned._kept([row for row, length in enumerate(lengths) if length == common])
 
-    def _lengths(self, model: Any) -> tuple[list[int], list[int]]:
-        clean, corrupted, _ = self.inputs(model)
-        graph = resolve(model)
-        return tokenize(graph, clean).lengths, tokenize(graph, corrupted).lengths
-
     def _kept(self, index: Sequence[int]) -> Pairs:
-        if not index:
-            raise InputError(
-                f"in none of the {len(self)} pairs do both prompts have equally many tokens."
-            )
         return replace(self.rows(index), dropped=self.dropped + len(self) - len(index))
 
 
