@@ -43,10 +43,12 @@ def circuit(result: Circuit, title: str = "") -> go.Figure:
     Raises:
         InputError: no edges, or too many to draw.
     """
-    if not 0 < len(result) <= _MOST:
+    if len(result) > _MOST:
         raise InputError(
-            f"the circuit has {len(result)} edges; 1 to {_MOST} can be drawn: extract fewer."
+            f"the circuit has {len(result)} edges; up to {_MOST} can be drawn: extract fewer."
         )
+    if not len(result):
+        raise InputError(_nothing(result))
     places = {node: _place(node, result) for node in result.nodes}
     fig = figure(title or _title(result), height=min(1200, 260 + 90 * result.wiring.n_layers))
     edges = _edges(result, places)
@@ -66,6 +68,16 @@ def circuit(result: Circuit, title: str = "") -> go.Figure:
     heights.append(result.wiring.n_layers + 1.0)
     fig.update_yaxes(tickvals=heights, ticktext=labels, title_text="layer", showgrid=False)
     return fig
+
+
+def _nothing(result: Circuit) -> str:
+    chosen = result.metadata.get("n_chosen")
+    if not chosen:
+        return "the circuit has 0 edges: there is nothing to draw."
+    return (
+        f"the circuit has 0 edges: all {chosen} chosen are dead ends, on no path from the input "
+        "to the logits. Extract more."
+    )
 
 
 def _title(result: Circuit) -> str:
