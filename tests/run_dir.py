@@ -115,7 +115,7 @@ def bench() -> BenchTable:
 
 
 def data_set_run(folder: Path) -> None:
-    files = ShardFiles(folder, 0)
+    files = ShardFiles(folder, 0, "this run")
     files.folder.mkdir(parents=True)
     good = Value(0, ["the", " keys"], [0.25, -1.5], 3.125, "logit of ' are'", 1)
     sha = files.write([good, Value(1, error="row 1 has no text")], "gim")
