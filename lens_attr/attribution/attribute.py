@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 import importlib.metadata
-import warnings
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -21,7 +20,7 @@ from lens_attr.attribution.many_targets import resolve_targets, target_ids, text
 from lens_attr.attribution.progress import watched
 from lens_attr.attribution.registry import method as method_named
 from lens_attr.attribution.relevance import Relevance
-from lens_attr.errors import InputError, Notice, UnsupportedModelError
+from lens_attr.errors import InputError, UnsupportedModelError, give_notice
 from lens_attr.graph import ModelGraph, resolve
 from lens_attr.graph.tokens import (
     Text,
@@ -114,7 +113,7 @@ def attribute(
     metadata = _metadata(graph, explainer, parts[0]) | {"target_ids": target_ids(targets)}
     notices = _notices(graph, batch, targets, explainer, parts)
     for notice in notices:
-        warnings.warn(notice, Notice, stacklevel=2)
+        give_notice(notice)
     return _assemble(graph, batch, targets, parts, method, metadata | {"notices": notices})
 
 
@@ -122,21 +121,22 @@ def compare(
     model: Any,
     text: Text,
     target: Target | Sequence[Target] | None = None,
-    methods: Sequence[str | RuleSet] | None = None,
+    methods: str | RuleSet | Sequence[str | RuleSet] | None = None,
     **options: Any,
 ) -> Comparison:
     """The same prediction explained by several methods: one table, one figure.
 
     Args:
         model: as in `attribute`, as ``text``, ``target`` and ``options``.
-        methods: names, or rule sets (called by their name); default: `COMPARED`, without those
-            that this model cannot be explained by, which a notice names.
+        methods: names, or rule sets (called by their name), one or several; default: `COMPARED`,
+            without those that this model cannot be explained by, which a notice names.
 
     Raises:
         InputError: no methods, or two of the same name.
         UnsupportedModelError: a method you named cannot explain this model.
     """
     chosen = COMPARED if methods is None else methods
+    chosen = [chosen] if isinstance(chosen, (str, RuleSet)) else chosen
     names = [method if isinstance(method, str) else method.name for method in chosen]
     if not names or len(set(names)) < len(names):
         raise InputError(f"methods must be one or more of different names, got {names}.")
@@ -147,8 +147,19 @@ def compare(
         except UnsupportedModelError as error:
             if methods is not None:
                 raise
-            warnings.warn(f"{name} is left out: {error}", Notice, stacklevel=2)
+            give_notice(f"{name} is left out: {error}")
     return Comparison(results)
+
+
+def prefix_exact(method: str | RuleSet, options: Mapping[str, Any]) -> bool:
+    """`Explainer.prefix_exact` of a method as `attribute` would run it.
+
+    Raises:
+        InputError: a method or an option that there is not.
+    """
+    others = ("record", "batch_size", "attention_mask")
+    own = {name: v for name, v in options.items() if name not in others and v is not None}
+    return _explainer(method, own).prefix_exact
 
 
 def _check_arguments(target: Any, batch_size: Any) -> None:

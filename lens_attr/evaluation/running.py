@@ -20,7 +20,7 @@ from rich.progress import Progress
 from lens_attr._version import __version__
 from lens_attr.attribution import MethodTable, Relevance, attribute
 from lens_attr.attribution.embeddings import Embeddings
-from lens_attr.errors import InputError, Notice, UnsupportedModelError
+from lens_attr.errors import InputError, Notice, UnsupportedModelError, give_notice
 from lens_attr.evaluation.baselines import BASELINES
 from lens_attr.evaluation.notes import Notes, merged, notes_of, shown, with_notes
 from lens_attr.evaluation.predictions import by_length, padded
@@ -144,7 +144,7 @@ class Run:
     def warn(self) -> None:
         """Say once what the reader of the results must know."""
         for note in self.shown_notes():
-            warnings.warn(note, Notice, stacklevel=3)
+            give_notice(note)
 
     def _options(self, name: str, method: str | RuleSet) -> dict[str, Any]:
         """The method's options, with the embeddings asked for where it can choose."""
