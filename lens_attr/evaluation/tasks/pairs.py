@@ -231,7 +231,8 @@ def read_marvin_linzen(path: Path, annotators: Annotators | None = None) -> Iter
         task, finder = MARVIN_LINZEN_RULES[kind]
         try:
             where = f"Marvin & Linzen {path.name} line {number}"
-            yield _pair_row(*cells[-2:], task, finder, _Origin(where, {"kind": kind}, fallback))
+            good, bad = cells[-2:]
+            yield _pair_row(good, bad, task, finder, _Origin(where, {"kind": kind}, fallback))
         except RowError as error:
             yield Bad(number, str(error))
 
