@@ -5,7 +5,7 @@ from __future__ import annotations
 import importlib.metadata
 import warnings
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
@@ -115,7 +115,8 @@ def attribute(
     notices = _notices(graph, batch, targets, explainer, parts)
     for notice in notices:
         warnings.warn(notice, Notice, stacklevel=2)
-    return _assemble(graph, batch, targets, parts, method, metadata | {"notices": notices})
+    result = _assemble(graph, batch, targets, parts, method, metadata | {"notices": notices})
+    return replace(result, per_token=explainer.per_token)
 
 
 def compare(
