@@ -59,8 +59,8 @@ def attribute(
     Methods made of rules take one forward and one modified backward per batch; what others cost
     stands in ``la.methods()``. Several targets take the same forwards as one, and equal as many
     calls: methods made of rules, gradient norms and DeepLIFT add one backward per target, the
-    integrated gradients family one per target and step; occlusion, attention and ALTI add nothing,
-    where the targets share their position. Backwards of several targets run as one where that is
+    integrated gradients family one per target and step; occlusion, attention and ALTI add nothing.
+    Backwards of several targets run as one where that is
     faster, on short texts.
 
     Args:
