@@ -516,7 +516,9 @@ def test_the_command_writes_everything(tmp_path: Any) -> None:
 def test_the_command_as_json() -> None:
     import json
 
-    ran = run("the keys", "-n", "3", "--tokens", "--json", "-t", "log_prob", "--method", "lrp")
+    ran = run(
+        "the keys", "-n", "3", "--tokens", "--json", "--explain", "log_prob", "--method", "lrp"
+    )
     document = json.loads(ran.stdout)
     assert document["kind"] == "token" and document["unit"] == "nat"
     assert len(document["relevance"]) == len(document["rows"]) <= 3

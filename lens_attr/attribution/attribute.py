@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import importlib.metadata
-import warnings
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
@@ -21,7 +20,7 @@ from lens_attr.attribution.many_targets import resolve_targets, target_ids, text
 from lens_attr.attribution.progress import watched
 from lens_attr.attribution.registry import method as method_named
 from lens_attr.attribution.relevance import Relevance
-from lens_attr.errors import InputError, Notice, UnsupportedModelError
+from lens_attr.errors import InputError, UnsupportedModelError, give_notice
 from lens_attr.graph import ModelGraph, resolve
 from lens_attr.graph.tokens import (
     Text,
@@ -114,7 +113,7 @@ def attribute(
     metadata = _metadata(graph, explainer, parts[0]) | {"target_ids": target_ids(targets)}
     notices = _notices(graph, batch, targets, explainer, parts)
     for notice in notices:
-        warnings.warn(notice, Notice, stacklevel=2)
+        give_notice(notice)
     result = _assemble(graph, batch, targets, parts, method, metadata | {"notices": notices})
     return replace(result, per_token=explainer.per_token)
 
@@ -123,21 +122,22 @@ def compare(
     model: Any,
     text: Text,
     target: Target | Sequence[Target] | None = None,
-    methods: Sequence[str | RuleSet] | None = None,
+    methods: str | RuleSet | Sequence[str | RuleSet] | None = None,
     **options: Any,
 ) -> Comparison:
     """The same prediction explained by several methods: one table, one figure.
 
     Args:
         model: as in `attribute`, as ``text``, ``target`` and ``options``.
-        methods: names, or rule sets (called by their name); default: `COMPARED`, without those
-            that this model cannot be explained by, which a notice names.
+        methods: names, or rule sets (called by their name), one or several; default: `COMPARED`,
+            without those that this model cannot be explained by, which a notice names.
 
     Raises:
         InputError: no methods, or two of the same name.
         UnsupportedModelError: a method you named cannot explain this model.
     """
     chosen = COMPARED if methods is None else methods
+    chosen = [chosen] if isinstance(chosen, (str, RuleSet)) else chosen
     names = [method if isinstance(method, str) else method.name for method in chosen]
     if not names or len(set(names)) < len(names):
         raise InputError(f"methods must be one or more of different names, got {names}.")
@@ -148,7 +148,7 @@ def compare(
         except UnsupportedModelError as error:
             if methods is not None:
                 raise
-            warnings.warn(f"{name} is left out: {error}", Notice, stacklevel=2)
+            give_notice(f"{name} is left out: {error}")
     return Comparison(results)
 
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import warnings
 from collections.abc import Iterable, Sequence
 from dataclasses import replace
 from itertools import islice
@@ -17,7 +16,7 @@ from torch import Tensor
 from lens_attr.attribution.attribute import attribute, prefix_exact
 from lens_attr.attribution.generation import Generation
 from lens_attr.attribution.relevance import Relevance
-from lens_attr.errors import InputError, Notice, UnsupportedModelError, did_you_mean
+from lens_attr.errors import InputError, UnsupportedModelError, did_you_mean, give_notice
 from lens_attr.graph import ModelGraph, resolve
 from lens_attr.graph.decoding import decode, end_ids, runners_up
 from lens_attr.graph.tokens import continuation, encode_prompt, tokenize, unknown_words
@@ -108,7 +107,7 @@ def attribute_generation(
         facts |= {"temperature": sampling_temperature, "seed": sampling_seed}
     notices = _unknown_words(graph, prompt, generated)
     for notice in notices:
-        warnings.warn(notice, Notice, stacklevel=2)
+        give_notice(notice)
     return Generation(_of_prefixes(every, facts, notices), len(before))
 
 
