@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, replace
 from math import inf
-from typing import Any, Literal
+from typing import Any, ClassVar, Literal
 
 import torch
 from jaxtyping import Bool, Float, Int
@@ -255,6 +255,8 @@ class GradientShap(PerturbationExplainer):
         baselines: several baselines to draw from, each as ``baseline`` would be given, instead of
             the one.
     """
+
+    per_token: ClassVar = ("standard_error",)
 
     n_samples: int = 50
     seed: int = 0

@@ -24,7 +24,7 @@ FORMAT = 1
 TENSORS = ("tokens", "token_ids", "attention_mask", "target_value", "position")
 OPTIONAL = ("head_tokens", "heads_relu_dim", "special")
 MAPPINGS = ("records", "flow", "extra")
-PLAIN = ("str_tokens", "target", "method", "unit")
+PLAIN = ("str_tokens", "target", "method", "unit", "per_token")
 SAVED = (*PLAIN, "metadata", "order")
 """What the json of a saved result holds."""
 
