@@ -174,6 +174,10 @@ class AIEG(PerturbationExplainer):
         """See `Explainer.forwards`."""
         return 1 + self.calls(self.steps, batch, targets) + self.calls(1, batch, targets)
 
+    def backwards(self, graph: ModelGraph, batch: TokenBatch, targets: Sequence[Resolved]) -> int:
+        """See `Explainer.backwards`."""
+        return self.calls(self.steps, batch, targets) * len(targets)
+
     def explain_many(
         self, graph: ModelGraph, batch: TokenBatch, targets: Sequence[Resolved]
     ) -> list[Explained]:

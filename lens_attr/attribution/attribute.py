@@ -109,7 +109,7 @@ def attribute(
         _Rows.of(batch, targets, explainer, index, keep_width)
         for index in _row_groups(len(batch), batch_size)
     ]
-    with watched(graph, sum(group.forwards(graph) for group in groups), progress):
+    with watched(graph, sum(group.passes(graph) for group in groups), progress):
         parts = [group.explain(graph, batch.token_ids.shape[1]) for group in groups]
     metadata = _metadata(graph, explainer, parts[0]) | {"target_ids": target_ids(targets)}
     notices = _notices(graph, batch, targets, explainer, parts)
@@ -225,9 +225,10 @@ class _Rows:
         own = explainer.rows(index, len(batch))
         return _Rows(batch.rows(index, columns), aimed, own, columns)
 
-    def forwards(self, graph: ModelGraph) -> int:
-        """How many they take."""
-        return self.explainer.forwards(graph, self.batch, self.targets)
+    def passes(self, graph: ModelGraph) -> int:
+        """How many forwards and backwards they take."""
+        these = graph, self.batch, self.targets
+        return self.explainer.forwards(*these) + self.explainer.backwards(*these)
 
     def explain(self, graph: ModelGraph, width: int) -> Explained:
         """All targets, with the columns back where they were in the whole batch."""

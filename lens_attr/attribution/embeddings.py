@@ -16,6 +16,7 @@ from lens_attr.attribution.explainer import Explainer
 from lens_attr.errors import InputError
 from lens_attr.graph import ModelGraph, Role
 from lens_attr.graph.tokens import TokenBatch, continuation
+from lens_attr.targets import Resolved
 
 Embeddings = Literal["full", "token"]
 """``"full"``: token + position (+ type) embedding; ``"token"``: the token's alone."""
@@ -47,6 +48,10 @@ class EmbeddingExplainer(Explainer):
     def refuse(self, graph: ModelGraph, batch: TokenBatch) -> None:
         """A baseline tensor must broadcast to the embeddings of the whole batch."""
         refuse_misfit(graph, self.baseline, batch)
+
+    def backwards(self, graph: ModelGraph, batch: TokenBatch, targets: Sequence[Resolved]) -> int:
+        """One for each target. See `Explainer.backwards`."""
+        return len(targets)
 
     @property
     def keep_width(self) -> bool:

@@ -39,6 +39,10 @@ class GradientNorm(Explainer):
     def size(gradient: Tensor) -> Tensor:
         """What one entry of the gradient counts."""
 
+    def backwards(self, graph: ModelGraph, batch: TokenBatch, targets: Sequence[Resolved]) -> int:
+        """One for each target. See `Explainer.backwards`."""
+        return len(targets)
+
     def explain_many(
         self, graph: ModelGraph, batch: TokenBatch, targets: Sequence[Resolved]
     ) -> list[Explained]:

@@ -70,6 +70,10 @@ class GradientTimesInput(EmbeddingExplainer):
         """Every option, the rules with their switches."""
         return super().describe() | {"rules": self.rules.describe(), "record": list(self.record)}
 
+    def forwards(self, graph: ModelGraph, batch: TokenBatch, targets: Sequence[Resolved]) -> int:
+        """One, and every block once more in every backward of a checkpointed forward."""
+        return 1 + self.checkpoint * len(targets)
+
     def explain_many(
         self, graph: ModelGraph, batch: TokenBatch, targets: Sequence[Resolved]
     ) -> list[Explained]:

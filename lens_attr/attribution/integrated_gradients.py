@@ -82,6 +82,10 @@ class IntegratedGradients(PerturbationExplainer):
         """See `Explainer.forwards`."""
         return 1 + self.calls(self.steps, batch, targets) + self.calls(1, batch, targets)
 
+    def backwards(self, graph: ModelGraph, batch: TokenBatch, targets: Sequence[Resolved]) -> int:
+        """See `Explainer.backwards`."""
+        return self.calls(self.steps, batch, targets) * len(targets)
+
     def explain_many(
         self, graph: ModelGraph, batch: TokenBatch, targets: Sequence[Resolved]
     ) -> list[Explained]:
@@ -301,6 +305,10 @@ class GradientShap(PerturbationExplainer):
     def forwards(self, graph: ModelGraph, batch: TokenBatch, targets: Sequence[Resolved]) -> int:
         """See `Explainer.forwards`."""
         return 1 + self.calls(self.n_samples, batch, targets)
+
+    def backwards(self, graph: ModelGraph, batch: TokenBatch, targets: Sequence[Resolved]) -> int:
+        """See `Explainer.backwards`."""
+        return self.calls(self.n_samples, batch, targets) * len(targets)
 
     def explain_many(
         self, graph: ModelGraph, batch: TokenBatch, targets: Sequence[Resolved]

@@ -9,6 +9,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
+from lens_attr.attribution.progress import backwards_done
 from lens_attr.errors import InputError
 from lens_attr.graph import ModelGraph
 from lens_attr.graph.segments import Segments
@@ -50,7 +51,7 @@ def each_gradient(
 ) -> Iterator[dict[str, Any]]:
     """``read(d value / d leaf)`` of every value in turn; the graph is freed after the last.
 
-    Every parameter's ``.grad`` is left alone.
+    Every parameter's ``.grad`` is left alone, and the progress bar moves on.
 
     Args:
         values: one number per example, of one forward.
@@ -71,9 +72,11 @@ def each_gradient(
         keep = first + at_once < len(totals)
         before()
         if len(some) == 1:
-            yield read(_gradient(some[0], leaf, segments, keep))
+            found = [read(_gradient(some[0], leaf, segments, keep))]
         else:
-            yield from _vectorised(torch.stack(some), leaf, read, keep)
+            found = _vectorised(torch.stack(some), leaf, read, keep)
+        backwards_done(len(some))
+        yield from found
 
 
 def _gradient(total: Tensor, leaf: Tensor, segments: Segments | None, keep: bool) -> Tensor:
@@ -84,15 +87,14 @@ def _gradient(total: Tensor, leaf: Tensor, segments: Segments | None, keep: bool
 
 def _vectorised(
     totals: Float[Tensor, " target"], leaf: Tensor, read: Read, keep: bool
-) -> Iterator[dict[str, Any]]:
+) -> list[dict[str, Any]]:
     """One backward for all, each tensor in it with an invisible axis of targets."""
 
     def one(direction: Tensor) -> dict[str, Any]:
         return read(torch.autograd.grad(totals, leaf, direction, retain_graph=keep)[0])
 
     found = torch.vmap(one)(torch.eye(len(totals), dtype=totals.dtype, device=totals.device))
-    for k in range(len(totals)):
-        yield _of_target(found, k)
+    return [_of_target(found, k) for k in range(len(totals))]
 
 
 def _of_target(found: Any, k: int) -> Any:

@@ -82,6 +82,10 @@ class Occlusion(PerturbationExplainer):
             found += 1 + -(-len(rows) // self.rows_per_call(batch, some))
         return found
 
+    def backwards(self, graph: ModelGraph, batch: TokenBatch, targets: Sequence[Resolved]) -> int:
+        """None. See `Explainer.backwards`."""
+        return 0
+
     def explain_many(
         self, graph: ModelGraph, batch: TokenBatch, targets: Sequence[Resolved]
     ) -> list[Explained]:
