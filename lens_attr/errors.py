@@ -7,6 +7,8 @@ from __future__ import annotations
 
 import difflib
 from collections.abc import Iterable
+from math import inf
+from typing import Any
 
 
 class LensAttrError(Exception):
@@ -41,10 +43,29 @@ class Notice(UserWarning):
     """Something the reader of a result should know; it stands in the metadata as well."""
 
 
-def did_you_mean(name: str, known: Iterable[str]) -> str:
+LARGEST = 1e18
+"""Of the numbers that options take; still exact as an integer of 64 bits."""
+
+
+def refuse_no_number(
+    name: str, value: Any, least: float | int = -LARGEST, *, infinite: bool = False
+) -> None:
+    """Raise unless ``value`` is a number from ``least`` to `LARGEST`, or infinite if that may be.
+
+    Raises:
+        InputError: naming the option.
+    """
+    numeric = isinstance(value, (int, float)) and not isinstance(value, bool)
+    if numeric and (least <= value <= LARGEST or (infinite and abs(value) == inf)):
+        return
+    span = f"from {least:g} to {LARGEST:g}" + (", or infinite" if infinite else "")
+    raise InputError(f"{name} must be a number {span}, got {value!r}.")
+
+
+def did_you_mean(name: object, known: Iterable[str]) -> str:
     """The tail of an unknown-name message: a suggestion if one is close, else the known names."""
     known = sorted(set(known))
-    close = difflib.get_close_matches(name, known, n=3, cutoff=0.5)
+    close = difflib.get_close_matches(str(name), known, n=3, cutoff=0.5)
     if close:
         return f"did you mean {' or '.join(repr(c) for c in close)}?"
     return f"known: {', '.join(known)}."

@@ -15,7 +15,7 @@ from torch import Tensor
 import lens_attr as la
 from lens_attr.attribution import jacobian
 from lens_attr.attribution.embeddings import InputEmbeddings
-from lens_attr.attribution.jacobian import each_gradient
+from lens_attr.attribution.jacobian import bytes_of_backward, each_gradient
 from lens_attr.attribution.registry import METHODS
 from lens_attr.graph import resolve
 from lens_attr.graph.tokens import tokenize
@@ -119,7 +119,11 @@ def test_one_forward_also_where_positions_differ(method: str) -> None:
 # ------------------------------------------------------------- backwards one by one, and together
 
 
-@pytest.mark.parametrize("method", ["gradient_x_input", "lrp", "attnlrp", "gim", "gradient_l1"])
+RULES_AND_NORMS = ["gradient_x_input", "lrp", "attnlrp", "gim", "gradient_l1"]
+PATHS = ["integrated_gradients", "ig_clipped", "gradient_shap", "aieg"]
+
+
+@pytest.mark.parametrize("method", [*RULES_AND_NORMS, *PATHS])
 @pytest.mark.parametrize("name", small.CAUSAL)
 @pytest.mark.filterwarnings("error:There is a performance drop")
 def test_together_equals_one_by_one(
@@ -129,9 +133,14 @@ def test_together_equals_one_by_one(
     model, ids = small.model(name, EXACT), tiny.token_ids("gpt2", rows=2)
     options = {"temperature": 8.0} if method == "gim" else {}
     found = []
-    for tokens in (1, 2 * ids.numel(), 4096):
-        monkeypatch.setattr(jacobian, "TOKENS_AT_ONCE", tokens)
+    rows = 4 * len(ids) if method in PATHS else len(ids)
+    of_one = bytes_of_backward(resolve(model), rows, ids.shape[1])
+    for budget, sizes in ((1, [1, 1, 1]), (2 * of_one, [2, 1]), (2**40, [3])):
+        done: list[int] = []
+        monkeypatch.setattr(jacobian, "MEMORY_AT_ONCE", {"cpu": budget})
+        monkeypatch.setattr(jacobian, "backwards_done", done.append)
         found.append(explained(model, method, SPREAD, ids, **options))
+        assert done == sizes
     for together in found[1:]:
         assert_same(together, found[0], 0, 1, 1e-12)
         assert together.metadata["target_ids"] == found[0].metadata["target_ids"]

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import importlib.metadata
 import warnings
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -71,9 +71,9 @@ def attribute(
         method: a name from ``la.methods()``, or a `RuleSet` of your own.
         embeddings: ``"full"`` explains token plus position embedding, ``"token"`` the token's
             alone; default: the method's own.
-        baseline: subtracted from the embedding: None for zero, ``"pad"``, a token (``" "`` in
-            GIM's published setting), an id, or a tensor [d_model], [pos, d_model] or [batch, pos,
-            d_model].
+        baseline: subtracted from the embedding: None or ``"zero"``, ``"pad"``, a token (``" "`` in
+            GIM's published setting; the word itself is ``" zero"``), an id, or a tensor [d_model],
+            [pos, d_model] or [batch, pos, d_model].
         record: more places to read activation x gradient: roles (``"pattern"``, ``"neurons"``,
             ``"residual"``, ...), hook names, or globs.
         batch_size: explain this many texts at a time.
@@ -99,7 +99,7 @@ def attribute(
     """
     graph = resolve(model)
     _check_arguments(target, batch_size)
-    chosen = {"embeddings": embeddings, "baseline": baseline, "record": record or None}
+    chosen = {"embeddings": embeddings, "baseline": baseline, "record": _places(record)}
     options |= {name: value for name, value in chosen.items() if value is not None}
     explainer = _explainer(method, options)
     batch, targets = resolve_targets(graph, tokenize(graph, text, attention_mask), target)
@@ -163,6 +163,16 @@ def _check_arguments(target: Any, batch_size: Any) -> None:
         raise InputError("the list of targets is empty.")
     if batch_size is not None and (not isinstance(batch_size, int) or batch_size < 1):
         raise InputError(f"batch_size must be a whole number of at least 1, got {batch_size!r}.")
+
+
+def _places(record: Any) -> list[str] | None:
+    """What to record, None for nothing."""
+    several = [] if record is None else [record] if isinstance(record, str) else record
+    if not isinstance(several, Collection) or not all(isinstance(one, str) for one in several):
+        raise InputError(
+            f'record must be a list of roles, hook names or globs, such as ["z"], got {record!r}.'
+        )
+    return list(several) or None
 
 
 def _explainer(method: Any, options: dict[str, Any]) -> Explainer:

@@ -18,7 +18,6 @@ from lens_attr.attribution.recording import Recorder
 from lens_attr.attribution.scoring import labels_of, refuse_non_finite, target_values
 from lens_attr.graph import ModelGraph
 from lens_attr.graph.tokens import TokenBatch
-from lens_attr.rules import RuleSet
 from lens_attr.targets import Resolved
 
 
@@ -59,7 +58,7 @@ class GradientNorm(Explainer):
             tokens = masked_sum(self._size(gradient), batch.attention_mask)
             return {"tokens": tokens, "head_tokens": heads, "heads_relu_dim": heads.sum(dim=2)}
 
-        together = at_once(graph, batch, targets, RuleSet())
+        together = at_once(graph, batch.token_ids.shape, targets)
         with torch.enable_grad(), ExitStack() as stack:
             inputs.attach(graph, stack)
             stack.enter_context(recorder)

@@ -16,6 +16,7 @@ from lens_attr.attribution.embeddings import (
     EmbeddingExplainer,
     InputEmbeddings,
     baseline_embedding,
+    is_zero,
     masked_sum,
 )
 from lens_attr.attribution.explainer import Explained
@@ -82,7 +83,7 @@ class GradientTimesInput(EmbeddingExplainer):
         baseline = baseline_embedding(graph, self.baseline)
         lowered = not self.record
         alone = self.checkpoint or not lowered
-        together = 1 if alone else at_once(graph, batch, targets, self.rules)
+        together = 1 if alone else at_once(graph, batch.token_ids.shape, targets, self.rules)
         session = Session(graph, self.rules, strict=True, lowered=lowered)
         reading = Reading(graph, requests, Recorder(batch.padding_mask, lowered=lowered), session)
         recorder, inputs = reading.recorder, InputEmbeddings()
@@ -134,7 +135,7 @@ class GradientTimesInput(EmbeddingExplainer):
     def _degenerate(self, graph: ModelGraph, session: Session) -> list[str]:
         """A LayerNorm right after the embeddings makes their plain gradient x input zero."""
         embedding_norms = {p.name for p in graph.points("norm_scale") if p.name.startswith("embed")}
-        zero_baseline = self.baseline is None and self.embeddings == "full"
+        zero_baseline = is_zero(self.baseline) and self.embeddings == "full"
         if not embedding_norms or embedding_norms & set(session.fired) or not zero_baseline:
             return []
         return [

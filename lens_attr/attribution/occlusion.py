@@ -56,6 +56,8 @@ class Occlusion(PerturbationExplainer):
     targets at the same position cost nothing.
 
     Attributes:
+        embeddings: which part of the embedding gives way; not with ``"remove"``, which takes away
+            all of it.
         window: how many neighbouring tokens are occluded together. Every window of the text is
             occluded once, and a token gets the mean over the windows that cover it.
         special_tokens: whether special tokens are left alone, see `SpecialTokens`.
@@ -71,6 +73,16 @@ class Occlusion(PerturbationExplainer):
             raise InputError(
                 f"special_tokens must be 'keep' or 'occlude', got {self.special_tokens!r}."
             )
+        if self._removes and self.embeddings != "token":
+            raise InputError(
+                'baseline="remove" takes tokens out of the text, with all that is embedded of '
+                'them: embeddings="full" belongs to the baselines that take their place.'
+            )
+
+    def refuse(self, graph: ModelGraph, batch: TokenBatch) -> None:
+        """See `Explainer.refuse`."""
+        if not self._removes:
+            super().refuse(graph, batch)
 
     def forwards(self, graph: ModelGraph, batch: TokenBatch, targets: Sequence[Resolved]) -> int:
         """See `Explainer.forwards`."""
