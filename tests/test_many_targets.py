@@ -9,6 +9,7 @@ import pytest
 import small
 import tiny
 import torch
+from memory import Memory
 from tiny import EXACT
 from torch import Tensor
 
@@ -300,3 +301,57 @@ def test_a_method_refuses_any_target_it_cannot_explain() -> None:
             [la.LogProb(12), la.LogProb(13)],
             "alti_logit",
         )
+
+
+# ----------------------------------------------------------------------------------------- memory
+
+
+def peak_of(model: Any, method: str, n_targets: int, ids: Tensor, **options: Any) -> int:
+    """Bytes that live at a time while so many targets are explained."""
+    targets = [la.Logit(k % tiny.VOCAB) for k in range(n_targets)]
+    with Memory() as memory:
+        la.attribute(model, ids, targets, method, progress=False, **options)
+    return memory.peak
+
+
+@pytest.mark.parametrize("method", [*RULES_AND_NORMS, *PATHS])
+@pytest.mark.filterwarnings("ignore::lens_attr.errors.Notice")
+def test_the_estimate_of_a_backward_is_about_what_it_holds(
+    method: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    model, ids = small.model(small.CAUSAL[-1]), torch.arange(60).repeat(2, 1)
+    monkeypatch.setattr(jacobian, "MEMORY_AT_ONCE", {"cpu": 2**60})
+    monkeypatch.setattr(jacobian, "TOKENS_ALONE", {})
+    options = ONE_STEP.get(method, {})
+    few, many = (peak_of(model, method, n, ids, **options) for n in (8, 24))
+    rows = 2 * next(iter(options.values()), 1)
+    estimate = bytes_of_backward(resolve(model), rows, ids.shape[1])
+    assert 0.4 < (many - few) / 16 / estimate < 1.3
+
+
+ONE_STEP = {method: {"steps": 1} for method in PATHS} | {"gradient_shap": {"n_samples": 2}}
+
+
+@pytest.mark.parametrize("method", PATHS)
+@pytest.mark.filterwarnings("ignore::lens_attr.errors.Notice")
+def test_memory_grows_with_the_targets_by_the_results_alone(
+    method: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Under one budget, 200 targets hold as many gradients at a time as 10 do.
+
+    What the results hold of a target: numbers per token, and AIEG the two mean gradients, of
+    which it gives the norms. All gradients at once would be ``rows`` times an embedding.
+    """
+    model, ids = small.model(small.GPT2[0]), torch.arange(56)[None]
+    rows = 16
+    options = {"n_samples" if method == "gradient_shap" else "steps": rows}
+    budget = 4 * bytes_of_backward(resolve(model), rows, ids.shape[1])
+    monkeypatch.setattr(jacobian, "MEMORY_AT_ONCE", {"cpu": budget})
+    monkeypatch.setattr(jacobian, "TOKENS_ALONE", {})
+    few, many = (peak_of(model, method, n, ids, **options) for n in (10, 200))
+    embedding = ids.numel() * model.cfg.d_model * 4
+    kept = {"aieg": 2 * embedding, "gradient_shap": rows * ids.numel() * 4}.get(method, 0)
+    result = 12 * ids.numel() * 4 + 16 * rows * 8
+    assert many - few < 190 * (kept + result) < 190 * 0.7 * rows * embedding
+    monkeypatch.setattr(jacobian, "MEMORY_AT_ONCE", {"cpu": 2**60})
+    assert peak_of(model, method, 200, ids, **options) > many + 190 * rows * embedding

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
+from math import inf
 from typing import Any
 
 import torch
@@ -16,14 +17,17 @@ from lens_attr.graph.segments import Segments
 from lens_attr.rules import RuleSet
 from lens_attr.targets import Resolved
 
-MEMORY_AT_ONCE = {"cpu": 64 * 2**20, "cuda": 2**30}
+MEMORY_AT_ONCE = {"cpu": 16 * 2**20, "cuda": 2**30}
 """Bytes that backwards which run as one may hold, by device. Batching saves up to a half of the
-time of short texts and little for long ones, while its memory grows with the targets
+time of short texts and nothing for long ones, while its memory grows with the targets
 (benchmarks/many_targets.py)."""
 
-STREAMS, HIDDENS, PATTERNS = 5, 2, 3
+TOKENS_ALONE = {"cpu": 256}
+"""One backward of so many tokens is as fast alone, by device."""
+
+STREAMS, HIDDENS, PATTERNS = 6, 2, 3
 """Gradients of the size of the residual stream, of an MLP's hidden layer, and of all patterns that
-a backward holds at a time, at its largest (tests count them)."""
+a backward holds at a time, at its largest (a test counts them)."""
 
 Read = Callable[[Tensor], dict[str, Any]]
 """The gradient at the leaf to what is kept of one backward: tensors, or dicts of tensors."""
@@ -37,8 +41,9 @@ def at_once(
 ) -> int:
     """How many backwards may run as one, see `each_gradient`.
 
-    As many as fit `MEMORY_AT_ONCE`. One by one where what runs backwards may not be vectorised: a
-    rule or a metric of the user's own, or backward hooks that stand on the model already.
+    As many as fit `MEMORY_AT_ONCE`. One by one where that is as fast, and where what runs
+    backwards may not be vectorised: a rule or a metric of the user's own, or backward hooks that
+    stand on the model already.
 
     Args:
         graph: the model.
@@ -48,10 +53,13 @@ def at_once(
     """
     rules = rules or RuleSet()
     own = any(target.full is not None for target in targets) or not rules.vectorised
-    if own or any(point.watched for point in graph.every_point()):
+    rows, length = shape
+    device = graph.device.type
+    enough = rows * length >= TOKENS_ALONE.get(device, inf)
+    if own or enough or any(point.watched for point in graph.every_point()):
         return 1
-    budget = MEMORY_AT_ONCE.get(graph.device.type, MEMORY_AT_ONCE["cpu"])
-    return max(1, budget // bytes_of_backward(graph, *shape))
+    budget = MEMORY_AT_ONCE.get(device, MEMORY_AT_ONCE["cpu"])
+    return max(1, budget // bytes_of_backward(graph, rows, length))
 
 
 def bytes_of_backward(graph: ModelGraph, rows: int, length: int) -> int:
