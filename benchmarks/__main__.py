@@ -31,6 +31,7 @@ Section = dict[str, Any]
 SECTIONS: dict[str, tuple[str, Callable[[Options], Iterator[Row]], Any]] = {
     "startup": ("Start", startup.rows, startup),
     "presets": ("Presets beside gradient x input", presets.rows, presets),
+    "presets_1b": ("Presets at 1B shape", presets.llama_rows, presets.llama_rows),
     "launches": ("Operations of the backward", presets.launch_rows, presets.launch_rows),
     "memory": ("Peak memory", memory.rows, memory),
     "long": ("Long contexts", memory.long_context_rows, memory.long_context_rows),

@@ -6,6 +6,8 @@ Messages name what is wrong, where (hook point, argument), and the way out.
 from __future__ import annotations
 
 import difflib
+import sys
+import warnings
 from collections.abc import Iterable
 from math import inf
 from typing import Any
@@ -62,10 +64,29 @@ def refuse_no_number(
     raise InputError(f"{name} must be a number {span}, got {value!r}.")
 
 
+WRAPPERS = ("lens_attr", "torch", "jaxtyping", "beartype")
+"""Packages whose frames stand between a user's line and the notice it causes."""
+
+
+def give_notice(message: str) -> None:
+    """Warn with a `Notice` that names the line of the caller, not one of this library's."""
+    frame, level = sys._getframe(1), 2
+    while frame.f_back is not None and _is_wrapper(str(frame.f_globals.get("__name__"))):
+        frame, level = frame.f_back, level + 1
+    warnings.warn(message, Notice, stacklevel=level)
+
+
+def _is_wrapper(module: str) -> bool:
+    return module.partition(".")[0] in WRAPPERS
+
+
 def did_you_mean(name: object, known: Iterable[str]) -> str:
     """The tail of an unknown-name message: a suggestion if one is close, else the known names."""
     known = sorted(set(known))
-    close = difflib.get_close_matches(str(name), known, n=3, cutoff=0.5)
-    if close:
-        return f"did you mean {' or '.join(repr(c) for c in close)}?"
-    return f"known: {', '.join(known)}."
+    return close_to(name, known) or f"known: {', '.join(known)}."
+
+
+def close_to(name: object, known: Iterable[str]) -> str:
+    """A suggestion if a known name is close, else nothing."""
+    close = difflib.get_close_matches(str(name), sorted(set(known)), n=3, cutoff=0.5)
+    return f"did you mean {' or '.join(repr(c) for c in close)}?" if close else ""

@@ -356,6 +356,9 @@ def test_the_figure_shows_every_edge() -> None:
     assert len(scored(LLAMA).plot(n=10).data) > 2
     with pytest.raises(la.InputError, match="0 edges"):
         Circuit.of_edges(BY_HAND, []).plot()
+    dead = extract(by_hand({CHAIN[0]: 3.0, CHAIN[1]: 2.0}), 2)
+    with pytest.raises(la.InputError, match=r"all 2 chosen are dead ends.*Extract more"):
+        dead.plot()
 
 
 # -------------------------------------------------------------------------------------- refusals
@@ -375,10 +378,24 @@ def test_what_is_refused() -> None:
         curve(GPT2, scored(GPT2), percentages=[5.0, 1.0])
     with pytest.raises(la.InputError, match="unknown axis"):
         curve(GPT2, scored(GPT2), axis="edges")
-    with pytest.raises(la.InputError, match="no edge scores"):
+    with pytest.raises(la.InputError, match="got an empty list"):
         compare_faithfulness(small.model(small.GPT2[0]), [], CLEAN, CORRUPTED, TARGET)
     with pytest.raises(la.InputError, match="another shape"):
         auroc(random_edges(GROUPED, 0), Circuit.of_edges(BY_HAND, CHAIN))
+
+
+def test_the_wrong_object_is_told_from_the_right_one() -> None:
+    model, scores = small.model(small.GPT2[0]), random_edges(BY_HAND, seed=0)
+    circuit, args = extract(scores, 20), (CLEAN, CORRUPTED, TARGET)
+    with small.untyped():
+        with pytest.raises(la.InputError, match=r"circuit must .*Circuit, got EdgeScores: .*ext"):
+            evaluate(model, scores, *args)  # type: ignore[arg-type]
+        with pytest.raises(la.InputError, match=r"scores must .*EdgeScores, got Circuit: .*edge"):
+            auroc(circuit, circuit)  # type: ignore[arg-type]
+        with pytest.raises(la.InputError, match=r"a list of .*EdgeScores, got EdgeScores: "):
+            compare_faithfulness(model, scores, *args)  # type: ignore[arg-type]
+        assert len(extract(scores, np.int64(46))) == 46  # type: ignore[arg-type]
+    assert type(extract(scores, 10).metadata["n_chosen"]) is int
 
 
 def test_results_hold_no_graph() -> None:

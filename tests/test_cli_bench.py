@@ -138,6 +138,44 @@ def test_axes_judge_every_claim(tmp_path: Path) -> None:
     assert "### target: contrastive is at least as good?" in (tmp_path / "axes.md").read_text()
     document = json.loads(good(*base, tmp_path, "--json"))
     assert len(document["claims"]) == 15 and document["left_out"] == {}
+    assert not any(document["unmoved"].values())
+
+
+def test_axes_leave_the_files_of_a_run(tmp_path: Path) -> None:
+    base = ["bench", "--axes", "--task", "sva", "--methods", "lrp", "--n", "6", "--seed", "4"]
+    good(*base, "--dtype", "float64", "--out", tmp_path)
+    files = {path.name for path in tmp_path.iterdir() if path.is_file()}
+    assert files == {"run.json", "summary.json", "table.csv", "table.md", "axes.csv", "axes.md",
+                     "claims.csv", "report.html"}  # fmt: skip
+    summary = json.loads((tmp_path / "summary.json").read_text())
+    assert summary["command"].startswith("lens-attr") and summary["settings"]["seed"] == 4
+    assert "lens_attr" in summary["versions"]
+    page = (tmp_path / "report.html").read_text(encoding="utf-8")
+    for text in ("contrastive is at least as good?", "PG %: paired differences", "Not compared"):
+        assert text in page
+    rows = json.loads(good("bench", "--compare", tmp_path, tmp_path, "--json"))
+    assert {row["method"] for row in rows} >= {"lrp", "random"}
+    assert all(row["difference"] == 0 for row in rows)
+
+
+def test_axes_judge_only_methods_that_can_react(tmp_path: Path) -> None:
+    base = ["bench", "--axes", "--task", "sva", "--n", "6", "--dtype", "float64", "--json", "--out"]
+    silent = ["--methods", "attention_rollout,attention_only"]
+    document = json.loads(good(*base, tmp_path / "a", *silent))
+    judged = {claim["axis"] for claim in document["claims"]}
+    assert judged == {"special tokens"}
+    assert "explains no target" in document["left_out"]["target"]
+    assert "no choice of embeddings" in document["left_out"]["embeddings"]
+    mixed = json.loads(
+        good(*base, tmp_path / "b", "--methods", "attention_rollout,attention_only,lrp")
+    )
+    alone = json.loads(good(*base, tmp_path / "c", "--methods", "lrp"))
+    for axis in ("target", "embeddings"):
+        assert mixed["unmoved"][axis] == ["attention_rollout", "attention_only"]
+        mine, theirs = (
+            [claim for claim in one["claims"] if claim["axis"] == axis] for one in (mixed, alone)
+        )
+        assert mine == theirs and len(mine) == 3
 
 
 def test_axes_without_a_question_say_so(tmp_path: Path) -> None:

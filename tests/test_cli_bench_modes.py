@@ -23,6 +23,12 @@ MODES = {
     "speed": ["--speed"],
     "self-repair": ["--self-repair", "--methods", "gradient_x_input,gim"],
 }
+OTHERS = {
+    "axes": ["--axes", "--methods", "attnlrp"],
+    "stability": ["--stability", "--methods", "attnlrp"],
+    "length": ["--length", "--methods", "attnlrp"],
+}
+"""Modes whose tasks or files have names of their own."""
 METRIC = {
     "faithfulness": "comprehensiveness",
     "ablation": "rma",
@@ -100,17 +106,19 @@ def test_speed_tells_operations_and_takes_presets(tmp_path: Path) -> None:
     assert good("bench", "--speed", "--n", "2", "--out", tmp_path / "d").count("\nsva  ") == 1
 
 
-@pytest.mark.parametrize("mode", ["faithfulness", "ablation", "speed", "self-repair"])
+@pytest.mark.parametrize("mode", [*MODES, *OTHERS])
 def test_a_file_without_samples_exits_with_0_and_the_reason(mode: str, tmp_path: Path) -> None:
     sample = generate("sva", 1)[0]
     row: dict[str, Any] = {"text": sample.text, "answer": sample.answer, "foil": sample.answer}
     data = write(tmp_path / "d.jsonl", row | {"truth": sample.truth, "task": "sva"})
-    command = ["bench", "--data", data, *MODES[mode], "--out", tmp_path / "o"]
+    command = ["bench", "--data", data, *(MODES | OTHERS)[mode], "--out", tmp_path / "o"]
     shown = good(*command)
     assert "Nothing is left: every sample was dropped" in shown
     document = json.loads(good(*command, "--json"))
-    assert document["tasks"]["sva"]["used"] == 0
+    assert not any(task["used"] for task in document["tasks"].values())
     assert all(row["n"] == 0 and row["value"] is None for row in document["table"])
+    pairs = json.loads(good("bench", "--compare", tmp_path / "o", tmp_path / "o", "--json"))
+    assert pairs and all(row["n"] == 0 and row["p"] is None for row in pairs)
 
 
 @pytest.mark.parametrize(

@@ -11,6 +11,7 @@ import tiny
 import torch
 from tiny import EXACT, TARGET, error, explain
 from torch import Tensor
+from transformers import PreTrainedModel
 
 import lens_attr as la
 from lens_attr.graph import resolve
@@ -272,12 +273,64 @@ def test_a_quantised_model_is_refused(backend: str, monkeypatch: pytest.MonkeyPa
     refused(model, "quantised.*Load it in float32 or bfloat16")
 
 
-def test_dropout_in_train_mode_is_refused() -> None:
-    model = tiny.fresh("gpt2", "bridge")
+def some_weight(model: Any) -> tuple[torch.nn.Module, str]:
+    """Where the weight of a projection in the second block lives, on either backend."""
+    attention = model.blocks[1].attn
+    if hasattr(attention, "o"):
+        linear = next(m for m in attention.o.modules() if isinstance(m, torch.nn.Linear))
+        return linear, "weight"
+    return attention, "W_O"
+
+
+def as_int8(weight: torch.nn.Parameter) -> torch.nn.Parameter:
+    return torch.nn.Parameter((weight.detach() * 100).to(torch.int8), requires_grad=False)
+
+
+def elsewhere(weight: torch.nn.Parameter) -> torch.nn.Parameter:
+    return torch.nn.Parameter(weight.detach().to("meta"))
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (as_int8, "quantised.*Load it in float32 or bfloat16"),
+        (elsewhere, r"spread over \['cpu', 'meta'\]; load it on one device"),
+    ],
+)
+@pytest.mark.parametrize("backend", tiny.BACKENDS)
+def test_one_weight_that_is_packed_or_elsewhere_is_enough(
+    backend: str, change: Any, message: str
+) -> None:
+    model = tiny.fresh("llama", backend)
+    module, name = some_weight(model)
+    setattr(module, name, change(getattr(module, name)))
+    refused(model, message)
+
+
+def drop_out(model: PreTrainedModel) -> None:
+    """Every dropout that the family's configuration knows, layers or functions alike."""
+    rates = [name for name in vars(model.config) if "drop" in name and name != "layerdrop"]
+    vars(model.config).update(dict.fromkeys(rates, 0.5))
+
+
+@pytest.mark.parametrize("family", [*tiny.FAMILIES, *tiny.DELEGATED])
+def test_dropout_in_train_mode_is_refused(family: str) -> None:
+    """Most families drop attention weights by a function, at a rate that no layer shows."""
+    model, ids = tiny.fresh(family, "bridge", edit=drop_out), tiny.token_ids(family)
     model.train()
-    refused(model, r"call model\.eval\(\) first", la.InputError)
+    assert not torch.equal(logits(model, ids), logits(model, ids))
+    refused(model, r"train mode with dropout.*call model\.eval\(\) first", la.InputError)
     model.eval()
-    la.attribute(model, tiny.token_ids("gpt2"), TARGET)
+    expected = explain(tiny.model(family, "bridge"), "attnlrp", ids, embeddings="token")
+    assert torch.equal(explain(model, "attnlrp", ids, embeddings="token").tokens, expected.tokens)
+
+
+@pytest.mark.parametrize("case", tiny.on_backends(["llama"]), ids=tiny.case_id)
+def test_train_mode_without_dropout_is_explained(case: tuple[str, str]) -> None:
+    model, ids = tiny.fresh(*case), tiny.token_ids("llama")
+    model.train()
+    expected = explain(tiny.model(*case), "attnlrp", ids)
+    assert torch.equal(explain(model, "attnlrp", ids).tokens, expected.tokens)
 
 
 @pytest.mark.parametrize("backend", tiny.BACKENDS)

@@ -265,7 +265,13 @@ def test_what_is_refused(name: str) -> None:
     model, heads = small.model(name), ranking_of(name, "head")
     with pytest.raises(la.InputError, match="different units"):
         compare_pruning(model, SAMPLES, [heads, ranking_of(name, "mlp")])
-    with pytest.raises(la.InputError, match="steps must be at least 1"):
+    with small.untyped():
+        relevance = la.attribute(model, "w5 w6")
+        with pytest.raises(la.InputError, match=r"ranking must .*Ranking, got Relevance: .*rank"):
+            prune(model, SAMPLES, relevance)  # type: ignore[arg-type]
+        with pytest.raises(la.InputError, match=r"must be a list of .*Ranking, got a list w"):
+            compare_pruning(model, SAMPLES, ["gim"])  # type: ignore[list-item]
+    with pytest.raises(la.InputError, match="steps must be a whole number"):
         prune(model, SAMPLES, heads, steps=0)
     with pytest.raises(la.InputError, match=r"shape \(2, 4\), the model has \(2, 1\) mlps"):
         prune(model, SAMPLES, Ranking(heads.scores, "x", unit="mlp"))

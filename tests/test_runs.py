@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import csv
 import errno
 import gc
 import json
@@ -14,6 +15,8 @@ from typing import Any
 
 import dataset
 import pandas as pd
+import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 import small
 import torch
@@ -22,7 +25,7 @@ from hypothesis import strategies as st
 
 import lens_attr as la
 from lens_attr.graph import resolve
-from lens_attr.runs import Job, launch, preview, ranks, worker
+from lens_attr.runs import Job, launch, preview, ranks, sources, worker
 from lens_attr.runs.memory import Need, budget, is_out_of_memory, measure, peak_of
 from lens_attr.runs.plan import MOST_ROWS, batches_of, read_plan
 from lens_attr.runs.sources import Row, read_rows
@@ -42,6 +45,9 @@ TEXT = "the keys near the old cabinet"
         ({"options": {"record": ["z"]}}, "token relevance only"),
         ({"options": {"baseline": torch.zeros(3)}}, "plain numbers"),
         ({"columns": {"txt": "sentence"}}, "unknown column 'txt'; did you mean 'text'"),
+        ({"columns": {"text": 5}}, "column of text must be text"),
+        ({"options": {"norm": 10**5000}}, "plain numbers"),
+        ({"address": "auto"}, "set executor: ray"),
         ({"executor": "slurm"}, "unknown executor 'slurm'"),
         ({"rows_per_shard": 0}, "rows_per_shard must be at least 1"),
         ({"workers": "two"}, "workers must be a whole number"),
@@ -66,6 +72,10 @@ def test_a_bad_job_is_refused(tmp_path: Path, change: dict[str, Any], message: s
         ("[", "not YAML"),
         ("just words", "a mapping of names"),
         ("!!python/object/apply:os.system ['echo harm']", "not YAML"),
+        ("model: a\ndata: b\nout: c\noptions: &a {x: *a}", "plain numbers"),
+        ("[" * 5000, "nested too deeply"),
+        ("workers: " + "9" * 5000, "not YAML"),
+        ("split: 2001-99-99", "not YAML: month"),
     ],
 )
 def test_a_bad_yaml_file_is_refused(tmp_path: Path, text: str, message: str) -> None:
@@ -80,6 +90,15 @@ def test_yaml_and_mapping_are_the_same_job(tmp_path: Path) -> None:
     path.write_text("model: demo-gpt2\ndata: [a.jsonl, b/*.csv]\nout: c\noptions: {norm: 0.5}\n")
     fields = {"model": "demo-gpt2", "data": ["a.jsonl", "b/*.csv"], "out": Path("c")}
     assert Job.of(path) == Job.of(fields | {"options": {"norm": 0.5}})
+
+
+def test_yaml_mappings_may_be_merged_but_hold_no_key_twice(tmp_path: Path) -> None:
+    path = tmp_path / "job.yaml"
+    path.write_text("<<: {model: a, method: lrp}\nmethod: gim\ndata: b\nout: c\n")
+    assert (Job.of(path).model, Job.of(path).method) == ("a", "gim")
+    path.write_text("<<: {model: a, model: b}\ndata: b\nout: c\n")
+    with pytest.raises(la.InputError, match="'model' stands there twice"):
+        Job.of(path)
 
 
 def test_only_what_decides_the_values_is_hashed(tmp_path: Path) -> None:
@@ -194,6 +213,66 @@ def test_rows_that_cannot_be_read_say_where(tmp_path: Path) -> None:
         assert words in error
 
 
+@pytest.mark.parametrize(
+    ("line", "message"),
+    [
+        ('{"text": "a", "target": %s}' % ("9" * 5000), "not JSON: Exceeds the limit"),
+        ("[" * 100_000, "not JSON: maximum recursion depth"),
+        ('{"text": "a", "position": "--1"}', "whole number, got '--1'"),
+        ('{"text": "a", "position": "%s"}' % ("9" * 5000), "whole number"),
+    ],
+)
+def test_an_odd_row_is_one_error(tmp_path: Path, line: str, message: str) -> None:
+    path = dataset.write(tmp_path / "odd.jsonl", [{"text": "fine"}, line, {"text": "fine"}])
+    errors = [row.error for row in read_rows(str(path))]
+    assert errors[0] is errors[2] is None
+    assert message in str(errors[1])
+
+
+def test_a_byte_order_mark_costs_no_row(tmp_path: Path) -> None:
+    path = tmp_path / "marked.jsonl"
+    path.write_bytes(b'\xef\xbb\xbf{"text": "a"}\n{"text": "b"}\n')
+    assert [row.text for row in read_rows(str(path))] == ["a", "b"]
+
+
+def test_a_damaged_page_costs_the_rows_of_its_group(tmp_path: Path) -> None:
+    texts = [f"number {i}" for i in range(300)]
+    path = tmp_path / "data.parquet"
+    options: dict[str, Any] = {"compression": "none", "use_dictionary": False}
+    pq.write_table(pa.table({"text": texts}), path, row_group_size=100, **options)
+    whole = path.read_bytes()
+    at = whole.index(b"number 150")
+    path.write_bytes(whole[: at - 4] + b"\xff" * 4 + whole[at:])  # the length of that string
+    rows = list(read_rows(str(path)))
+    assert [row.index for row in rows] == list(range(300))
+    assert [row.text for row in rows[:100] + rows[200:]] == texts[:100] + texts[200:]
+    assert all("damaged" in str(row.error) for row in rows[100:200])
+    path.write_bytes(whole[:at] + b"\xff" + whole[at + 1 :])
+    assert [row.index for row in read_rows(str(path)) if row.error] == [150]
+
+
+@pytest.mark.parametrize("kind", [".jsonl", ".csv", ".parquet"])
+def test_a_column_that_is_named_must_be_there(tmp_path: Path, kind: str) -> None:
+    path = str(save([{"text": "a", "answer": " b"}, {"text": "c"}], tmp_path / f"d{kind}"))
+    assert next(iter(read_rows(path, {"target": "answer"}))).target == " b"
+    with pytest.raises(la.InputError, match=r"no (column|record has) 'anwser'"):
+        list(read_rows(path, {"target": "anwser"}))
+    assert [row.target for row in read_rows(path)] == [None, None], "nobody asked for a target"
+
+
+def test_a_mistyped_column_starts_no_run(tmp_path: Path) -> None:
+    with pytest.raises(la.InputError, match="no record has 'anwser'"):
+        dataset.run(dataset.job(tmp_path, columns={"target": "anwser"}))
+    assert not (tmp_path / "out" / "manifest.json").exists()
+
+
+@pytest.mark.parametrize("kind", [".jsonl", ".csv", ".parquet"])
+def test_a_split_goes_with_data_that_have_some(tmp_path: Path, kind: str) -> None:
+    path = str(save(ROWS, tmp_path / f"d{kind}"))
+    with pytest.raises(la.InputError, match="has no splits"):
+        list(read_rows(path, split="train"))
+
+
 def test_csv_rows_that_cannot_be_read_say_where(tmp_path: Path) -> None:
     path = tmp_path / "bad.csv"
     path.write_bytes(
@@ -203,8 +282,27 @@ def test_csv_rows_that_cannot_be_read_say_where(tmp_path: Path) -> None:
     assert found[0] == ("bad.csv:2", "fine", None)
     assert found[1] == ("bad.csv:3", "", "3 cells in a table of 2 columns")
     assert found[2] == ("bad.csv:4", "", "not UTF-8")
-    assert found[3][0] == "bad.csv:5" and "field" in str(found[3][2])
+    assert found[3] == ("bad.csv:5", "x" * 200_000, None)
     assert found[4] == ("bad.csv:6", "good", None)
+
+
+def test_long_cells_are_one_cell_and_the_limit_is_as_before(tmp_path: Path) -> None:
+    path = tmp_path / "long.csv"
+    text = "the keys\nare " * 20_000
+    path.write_text(f'text\na\n"{text}"\nb\n')
+    before = csv.field_size_limit()
+    for row, wanted in zip(read_rows(str(path)), ["a", text, "b"], strict=True):
+        assert row.text == wanted
+        assert csv.field_size_limit() == before
+
+
+def test_a_header_that_cannot_be_read_is_refused(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(sources, "_LONGEST_CELL", 10)
+    (tmp_path / "d.csv").write_text("text" * 10)
+    with pytest.raises(la.InputError, match=r"the header of .* is not CSV"):
+        list(read_rows(str(tmp_path / "d.csv")))
 
 
 @pytest.mark.parametrize(
@@ -227,7 +325,7 @@ def test_data_of_another_kind_is_refused(
 
 
 def test_no_data_and_no_rows_are_refused(tmp_path: Path) -> None:
-    with pytest.raises(la.InputError, match="no file matches"):
+    with pytest.raises(la.InputError, match=r"no file matches.*load_dataset\(name\)"):
         dataset.run(dataset.job(tmp_path, data=str(tmp_path / "*.csv")))
     with pytest.raises(la.InputError, match="not one row"):
         dataset.run(dataset.job(tmp_path, []))

@@ -273,6 +273,26 @@ def test_a_broken_manifest_is_refused(tmp_path: Path, text: str) -> None:
         dataset.run(job)
 
 
+def test_shards_without_a_manifest_belong_to_nobody(tmp_path: Path) -> None:
+    job = started(tmp_path)
+    (Path(job["out"]) / "manifest.json").unlink()
+    for same_or_not in ({}, {"method": "gradient_l1"}):
+        with pytest.raises(la.InputError, match=r"holds shards but no manifest\.json"):
+            dataset.run(job | same_or_not)
+
+
+def test_shards_of_another_run_are_not_taken_over(tmp_path: Path, whole: dict[str, bytes]) -> None:
+    """Records, checksums and splits of another method, beside this run's manifest and plan."""
+    job = job_in(tmp_path, method="gradient_l1")
+    dataset.run(job)
+    shards = Path(job["out"]) / "shards"
+    (shards / "000001.split.json").write_text('{"run": "another", "batches": [[99]]}')
+    for name in ("manifest.json", "plan.jsonl"):
+        shutil.copy(finished() / name, job["out"])
+    assert dataset.run(job_in(tmp_path)).computed == 40
+    assert dataset.contents(job["out"]) == whole
+
+
 # ------------------------------------------------------------------------------------------ ranks
 
 

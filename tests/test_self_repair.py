@@ -226,6 +226,13 @@ def test_what_is_refused() -> None:
         run(max_keys=1)
     with pytest.raises(la.InputError, match="thresholds"):
         run(thresholds=())
+    with small.untyped():
+        with pytest.raises(la.InputError, match=r"layers must be a list .*\[0\], got 0"):
+            run(layers=0)
+        with pytest.raises(la.InputError, match=r"batch_size must be a whole number .* got None"):
+            run(batch_size=None)
+        with pytest.raises(la.InputError, match=r"target must be a target such as .* ' are'"):
+            self_repair(model, IDS, " are")  # type: ignore[arg-type]
     with pytest.raises(la.InputError, match="same name"):
         run(methods=["gim", "gim"])
     with pytest.raises(la.UnsupportedModelError, match="outside the autograd graph"):

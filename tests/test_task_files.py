@@ -324,8 +324,59 @@ def test_wrong_encodings_are_refused_with_the_line(tmp_path: Path) -> None:
 def test_broken_squad_files_are_refused_with_the_line(tmp_path: Path) -> None:
     with pytest.raises(InputError, match="line 2 is not JSON"):
         tasks.read(write(tmp_path, "q.json", '{"data":', "oops}"))
-    with pytest.raises(InputError, match="no SQuAD file"):
-        tasks.read(write(tmp_path, "q.json", "[1]"))
+    for text in ("[1]", "{}", '{"data": {}}', '{"data": null}', "3"):
+        with pytest.raises(InputError, match=r"q\.json line 1 is no SQuAD file: .* list 'data'"):
+            tasks.read(write(tmp_path, "q.json", text))
+
+
+QUESTION = {"id": "q1", "question": "Where?", "answers": [{"text": "Rome", "answer_start": 13}]}
+PARAGRAPH = {"context": "Ann lives in Rome.", "qas": [QUESTION]}
+
+
+@pytest.mark.parametrize(
+    ("data", "message"),
+    [
+        ([1], r"line \d+: data\[1\]: 1 is not an object"),
+        ([{"paragraphs": None}], r"data\[1\]\.paragraphs: is not a list"),
+        ([{}], r"data\[1\]\.paragraphs: is not a list"),
+        ([{"paragraphs": ["text"]}], r"data\[1\]\.paragraphs\[0\]: 'text' is not an object"),
+        ([{"paragraphs": [PARAGRAPH | {"qas": {}}]}], r"paragraphs\[0\]\.qas: is not a list"),
+        ([{"paragraphs": [PARAGRAPH | {"qas": ["?"]}]}], r"qas\[0\]: '\?' is not an object"),
+        ([{"paragraphs": [PARAGRAPH | {"context": 3}]}], "question 'q1': its paragraph has no"),
+        *(
+            ([{"paragraphs": [PARAGRAPH | {"qas": [QUESTION | {"answers": answers}]}]}], message)
+            for answers, message in (
+                ("Rome", "question 'q1': 'answers' is no list"),
+                (["Rome"], "question 'q1': the answer 'Rome' is not an object"),
+                ({"text": "Rome"}, "question 'q1': 'answers' has no list 'text'"),
+                ({"text": ["Rome"]}, "question 'q1': 'answers' has no list 'answer_start'"),
+                ([{"text": 1}], "question 'q1': 'text' is not a string"),
+                ([{"text": "Rome"}], "question 'q1': the answer's span must be two integers"),
+            )
+        ),
+    ],
+)
+def test_squad_files_of_another_shape_are_malformed_rows(
+    tmp_path: Path, data: list[Any], message: str
+) -> None:
+    document = {"data": [{"paragraphs": [PARAGRAPH]}, *data]}
+    path = write(tmp_path, "q.json", json.dumps(document, indent=1))
+    with pytest.raises(InputError, match=message) as raised:
+        tasks.read(path)
+    assert f"{path} line " in str(raised.value)
+    (task,) = tasks.read(path, skip_bad=True).values()
+    assert len(task.samples) == 1 and sum(task.left_out.values()) == 1
+
+
+def test_answers_may_be_lists_under_their_names(tmp_path: Path) -> None:
+    """As in Hugging Face's copy of SQuAD."""
+    named = {"text": ["Rome", "in Rome"], "answer_start": [13, 10]}
+    path = squad(tmp_path, QUESTION | {"answers": named},
+                 QUESTION | {"answers": {"text": [], "answer_start": []}})  # fmt: skip
+    (task,) = tasks.read(path).values()
+    (found,) = task.samples
+    assert deciding(found) == "Rome" and found.answer == " Rome"
+    assert task.left_out == {"the question has no answer": 1}
 
 
 def test_a_byte_order_mark_and_windows_lines_are_no_problem(tmp_path: Path) -> None:

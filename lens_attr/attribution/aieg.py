@@ -173,6 +173,11 @@ class AIEG(PerturbationExplainer):
         """The parts have positions."""
         return True
 
+    @property
+    def prefix_exact(self) -> bool:
+        """The token of interest is looked for in the whole text."""
+        return self.row == "predicting"
+
     def forwards(self, graph: ModelGraph, batch: TokenBatch, targets: Sequence[Resolved]) -> int:
         """See `Explainer.forwards`."""
         return 1 + self.calls(self.steps, batch, targets) + self.calls(1, batch, targets)

@@ -61,6 +61,11 @@ class AttentionOnly(AttentionExplainer):
     def __post_init__(self) -> None:
         refuse_bad_row(self.row, self.occurrence)
 
+    @property
+    def prefix_exact(self) -> bool:
+        """The token of interest is looked for in the whole text."""
+        return self.row == "predicting"
+
     def explain_many(
         self, graph: ModelGraph, batch: TokenBatch, targets: Sequence[Resolved]
     ) -> list[Explained]:

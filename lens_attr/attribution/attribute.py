@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 import importlib.metadata
-import warnings
-from collections.abc import Collection, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -19,9 +18,10 @@ from lens_attr.attribution.explainer import Explained, Explainer
 from lens_attr.attribution.gradients import OWN_OPTIONS, GradientTimesInput
 from lens_attr.attribution.many_targets import resolve_targets, target_ids, text_major
 from lens_attr.attribution.progress import watched
+from lens_attr.attribution.registry import METHODS
 from lens_attr.attribution.registry import method as method_named
 from lens_attr.attribution.relevance import Relevance
-from lens_attr.errors import InputError, Notice, UnsupportedModelError
+from lens_attr.errors import InputError, UnsupportedModelError, did_you_mean, give_notice
 from lens_attr.graph import ModelGraph, resolve
 from lens_attr.graph.tokens import (
     Text,
@@ -36,6 +36,8 @@ from lens_attr.targets import Resolved, Target
 
 COMPARED = ("gradient_x_input", "lrp", "attnlrp", "gim")
 """What `compare` compares unless told otherwise."""
+
+EVERY = "all"
 
 
 @torch.inference_mode(False)
@@ -114,7 +116,7 @@ def attribute(
     metadata = _metadata(graph, explainer, parts[0]) | {"target_ids": target_ids(targets)}
     notices = _notices(graph, batch, targets, explainer, parts)
     for notice in notices:
-        warnings.warn(notice, Notice, stacklevel=2)
+        give_notice(notice)
     return _assemble(graph, batch, targets, parts, method, metadata | {"notices": notices})
 
 
@@ -122,33 +124,67 @@ def compare(
     model: Any,
     text: Text,
     target: Target | Sequence[Target] | None = None,
-    methods: Sequence[str | RuleSet] | None = None,
-    **options: Any,
+    methods: str | RuleSet | Sequence[str | RuleSet] | None = None,
+    *,
+    options: Mapping[str, Mapping[str, Any]] | None = None,
+    **shared: Any,
 ) -> Comparison:
     """The same prediction explained by several methods: one table, one figure.
 
     Args:
-        model: as in `attribute`, as ``text``, ``target`` and ``options``.
-        methods: names, or rule sets (called by their name); default: `COMPARED`, without those
-            that this model cannot be explained by, which a notice names.
+        model: as in `attribute`, as ``text`` and ``target``.
+        methods: names, or rule sets (called by their name), one or several; default: `COMPARED`;
+            ``"all"``: every method there is. Of the last two a notice names those that are left
+            out, because they cannot explain this model, and why.
+        options: of single methods, by name, e.g. ``{"integrated_gradients": {"steps": 20}}``.
+        shared: options of `attribute` for every method.
 
     Raises:
-        InputError: no methods, or two of the same name.
+        InputError: no methods, or two of the same name; options of a method that is not compared.
         UnsupportedModelError: a method you named cannot explain this model.
     """
-    chosen = COMPARED if methods is None else methods
+    named = methods is not None and methods != EVERY
+    chosen = methods if named else list(METHODS) if methods == EVERY else COMPARED
+    chosen = [chosen] if isinstance(chosen, (str, RuleSet)) else chosen
     names = [method if isinstance(method, str) else method.name for method in chosen]
     if not names or len(set(names)) < len(names):
         raise InputError(f"methods must be one or more of different names, got {names}.")
+    own = _options_of(names, options)
     results = {}
     for name, method in zip(names, chosen, strict=True):
         try:
-            results[name] = attribute(model, text, target, method, **options)
+            results[name] = attribute(model, text, target, method, **shared | own[name])
         except UnsupportedModelError as error:
-            if methods is not None:
+            if named:
                 raise
-            warnings.warn(f"{name} is left out: {error}", Notice, stacklevel=2)
+            give_notice(f"{name} is left out: {error}")
     return Comparison(results)
+
+
+def _options_of(names: Sequence[str], options: Any) -> dict[str, dict[str, Any]]:
+    """The options of each method, none where there are none."""
+    options = {} if options is None else options
+    if not isinstance(options, Mapping):
+        raise InputError(
+            f'options must be like {{"gim": {{"temperature": 3.0}}}}, got {options!r}.'
+        )
+    for name, own in options.items():
+        if name not in names:
+            raise InputError(f"options of {name!r}, not compared; {did_you_mean(name, names)}")
+        if not isinstance(own, Mapping):
+            raise InputError(f"the options of {name} must be a mapping, got {own!r}.")
+    return {name: dict(options.get(name, {})) for name in names}
+
+
+def prefix_exact(method: str | RuleSet, options: Mapping[str, Any]) -> bool:
+    """`Explainer.prefix_exact` of a method as `attribute` would run it.
+
+    Raises:
+        InputError: a method or an option that there is not.
+    """
+    others = ("record", "batch_size", "attention_mask")
+    own = {name: v for name, v in options.items() if name not in others and v is not None}
+    return _explainer(method, own).prefix_exact
 
 
 def _check_arguments(target: Any, batch_size: Any) -> None:

@@ -17,6 +17,7 @@ from lens_attr.errors import InputError
 from lens_attr.graph import ModelGraph, Role
 from lens_attr.graph.tokens import TokenBatch, continuation
 from lens_attr.targets import Resolved
+from lens_attr.types import whole_number
 
 Embeddings = Literal["full", "token"]
 """``"full"``: token + position (+ type) embedding; ``"token"``: the token's alone."""
@@ -195,14 +196,15 @@ def _baseline_id(graph: ModelGraph, baseline: Any) -> int:
         if len(ids) != 1:
             raise InputError(f"the baseline {baseline!r} is {len(ids)} tokens; give one, or an id.")
         return ids[0]
-    if isinstance(baseline, bool) or not isinstance(baseline, int):
+    token_id = whole_number(baseline)
+    if token_id is None:
         raise InputError(
             "a baseline must be None, 'zero', 'pad', a token, an id or a tensor, got "
             f"{type(baseline).__name__}."
         )
-    if not 0 <= baseline < graph.d_vocab:
-        raise InputError(f"baseline id {baseline} is out of range 0 to {graph.d_vocab - 1}.")
-    return baseline
+    if not 0 <= token_id < graph.d_vocab:
+        raise InputError(f"baseline id {token_id} is out of range 0 to {graph.d_vocab - 1}.")
+    return token_id
 
 
 def _own_pad_id(graph: ModelGraph) -> int:

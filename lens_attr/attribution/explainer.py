@@ -108,6 +108,14 @@ class Explainer(ABC):
         """
         return False
 
+    @property
+    def prefix_exact(self) -> bool:
+        """Whether a position of a causal model is explained as if the text ended there.
+
+        False where a method, or an option of it, reads what comes later.
+        """
+        return True
+
     def rows(self, index: Sequence[int], n: int) -> Explainer:
         """The options for some rows of a batch of ``n``."""
         return self

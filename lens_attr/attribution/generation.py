@@ -308,7 +308,8 @@ class Generation(Shown):
         """
         wanted = (*storage.SAVED, "n_prompt")
         tensors, plain = storage.read(Path(directory), "generation", wanted)
-        return Generation(Relevance(**storage.fields_of(tensors, plain)), plain["n_prompt"])
+        fields = storage.fields_of(tensors, plain, Path(directory) / "generation.json")
+        return Generation(Relevance(**fields), plain["n_prompt"])
 
 
 def _sum_of(targets: Sequence[str]) -> str:

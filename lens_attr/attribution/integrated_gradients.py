@@ -263,6 +263,11 @@ class GradientShap(PerturbationExplainer):
         """The standard error has positions."""
         return True
 
+    @property
+    def prefix_exact(self) -> bool:
+        """Noise is drawn for a whole text, and as strong as its embeddings are large."""
+        return self.noise == 0
+
     def refuse(self, graph: ModelGraph, batch: TokenBatch) -> None:
         """Every baseline must be one that fits the embeddings of the whole batch."""
         for baseline in self._baselines():

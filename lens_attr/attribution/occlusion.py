@@ -123,6 +123,11 @@ class Occlusion(PerturbationExplainer):
         return [Explained(*parts, notices=list(notices)) for parts in each]
 
     @property
+    def prefix_exact(self) -> bool:
+        """A window of several tokens also covers some of what comes later."""
+        return self.window == 1
+
+    @property
     def _removes(self) -> bool:
         return isinstance(self.baseline, str) and self.baseline == REMOVE
 

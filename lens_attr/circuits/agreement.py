@@ -15,9 +15,9 @@ from numpy.typing import NDArray
 from lens_attr import display
 from lens_attr.attribution import Pool, Relevance
 from lens_attr.circuits import saved
+from lens_attr.circuits.checks import check_choice
 from lens_attr.circuits.patch_result import PatchResult
 from lens_attr.circuits.results import Ranking
-from lens_attr.circuits.units import check_choice
 from lens_attr.display import Glance, Shown
 from lens_attr.errors import InputError
 

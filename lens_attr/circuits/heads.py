@@ -11,9 +11,10 @@ from jaxtyping import Float
 from torch import Tensor
 
 from lens_attr.attribution import Pool, Relevance, attribute
+from lens_attr.circuits.checks import check_choice
 from lens_attr.circuits.data import Data, inputs_of
 from lens_attr.circuits.results import Ranking
-from lens_attr.circuits.units import Unit, check_choice
+from lens_attr.circuits.units import Unit
 from lens_attr.errors import InputError
 from lens_attr.rules import RuleSet
 

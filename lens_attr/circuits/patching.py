@@ -17,12 +17,13 @@ from jaxtyping import Bool, Float
 from torch import Tensor
 
 from lens_attr._version import __version__
-from lens_attr.circuits.aligned import refuse_misaligned
+from lens_attr.circuits.aligned import noting_equal_pairs, refuse_misaligned
+from lens_attr.circuits.checks import check_batch_size, check_choice, check_target
 from lens_attr.circuits.patch_result import PatchResult
 from lens_attr.circuits.progress import bar
 from lens_attr.circuits.replacement import Fill, Replacement, activations, keep
 from lens_attr.circuits.scoring import Scorer
-from lens_attr.circuits.units import check_choice, points_of
+from lens_attr.circuits.units import points_of
 from lens_attr.errors import InputError, Notice, UnsupportedModelError
 from lens_attr.graph import ModelGraph, Role, resolve
 from lens_attr.graph.partial import (
@@ -134,8 +135,7 @@ def patch(
         ("source", source, get_args(Source)),
     ):
         check_choice(name, value, known)
-    if batch_size is not None and batch_size < 1:
-        raise InputError(f"batch_size must be at least 1, got {batch_size}.")
+    check_batch_size(batch_size)
     graph = resolve(model)
     layout = LAYOUTS[unit]
     _refuse(graph, unit, mode, source, corrupted)
@@ -199,8 +199,7 @@ def _runs(
     graph: ModelGraph, clean: Text, corrupted: Text | None, target: Target, mode: Mode
 ) -> tuple[TokenBatch, TokenBatch | None, Resolved]:
     """The run that is patched, the other one, and the target."""
-    if not isinstance(target, Target):
-        raise InputError(f"target must be a target such as la.LogitDiff, got {target!r}.")
+    check_target(target)
     first = tokenize(graph, clean)
     copies = target.copies(first)
     first = first.rows([0] * copies) if copies != 1 else first
@@ -210,6 +209,7 @@ def _runs(
     second = tokenize(graph, corrupted)
     second = second.rows([0] * copies) if copies != 1 and len(second) == 1 else second
     refuse_misaligned(first, second)
+    resolved = noting_equal_pairs(resolved, first, second)
     if graph.is_masked_model:
         _refuse_moved_mask(resolved, target.resolve(graph, second))
     return (second, first, resolved) if mode == "denoise" else (first, second, resolved)

@@ -12,6 +12,7 @@ from contextlib import ExitStack
 from dataclasses import dataclass
 from functools import partial
 from itertools import combinations
+from numbers import Integral
 from typing import Any, Literal, get_args
 
 import pandas as pd
@@ -22,7 +23,8 @@ from rich.progress import track
 from torch import Tensor
 
 from lens_attr.attribution.scoring import target_value
-from lens_attr.circuits.aligned import announce, check_batch_size
+from lens_attr.circuits.aligned import announce
+from lens_attr.circuits.checks import check_count, check_target
 from lens_attr.circuits.reading import read_gradients
 from lens_attr.circuits.self_repair_results import THRESHOLDS, SelfRepair, check_thresholds
 from lens_attr.errors import InputError, UnsupportedModelError, did_you_mean
@@ -106,6 +108,7 @@ def self_repair(
         UnsupportedModelError: the softmax is computed outside the autograd graph.
     """
     graph = resolve(model)
+    check_target(target)
     rules = check_options(graph, methods, replace, thresholds, max_keys, batch_size)
     batch = tokenize(graph, text)
     resolved = target.resolve(graph, batch)
@@ -162,7 +165,7 @@ def check_options(
     if replace not in get_args(Replace):
         raise InputError(f"unknown replace {replace!r}; {did_you_mean(replace, get_args(Replace))}")
     check_thresholds(thresholds)
-    check_batch_size(batch_size)
+    check_count("batch_size", batch_size)
     if max_keys < 2:
         raise InputError(f"max_keys must be at least 2 to form pairs, got {max_keys}.")
     if not graph.attention_in_graph:
@@ -193,10 +196,12 @@ def _rule_sets(methods: Sequence[str | RuleSet]) -> dict[str, RuleSet]:
 def _indices(name: str, chosen: Sequence[int] | None, n: int) -> list[int]:
     if chosen is None:
         return list(range(n))
+    if isinstance(chosen, int | str) or not all(isinstance(i, Integral) for i in chosen):
+        raise InputError(f"{name} must be a list of numbers such as [0], got {chosen!r}.")
     wrong = [i for i in chosen if not 0 <= i < n]
     if wrong:
         raise InputError(f"{name} {wrong} are out of range: the model has {name} 0 to {n - 1}.")
-    return list(chosen)
+    return [int(i) for i in chosen]
 
 
 def _watched(rows: list[Row], progress: bool) -> Iterable[Row]:

@@ -17,7 +17,7 @@ if TYPE_CHECKING:
 def bench(
     model: options.ModelOption = options.DEMO_MODEL,
     task: bench_options.TaskOption = None,
-    methods: bench_options.MethodsOption = "all",
+    methods: bench_options.MethodsOption = ["all"],  # noqa: B006  (typer copies it)
     n: bench_options.NOption = 1000,
     data: bench_options.DataOption = [],  # noqa: B006  (typer copies it)
     format: bench_options.FormatOption = "auto",
@@ -114,7 +114,7 @@ def bench(
     if length:
         bench_modes.length(request, measured, as_json)
     elif axes:
-        bench_runs.show_axes(bench_runs.run_axes(request, measured), request, as_json)
+        bench_modes.axes(request, measured, as_json)
     elif ablate is not None:
         bench_modes.ablate(request, measured, ablate, as_json)
     else:
@@ -124,10 +124,8 @@ def bench(
 # -------------------------------------------------------------------------- arguments
 
 
-def _method_names(methods: str) -> list[str] | Literal["all"]:
-    names = [name.strip() for name in methods.split(",") if name.strip()]
-    if not names:
-        raise typer.BadParameter("--methods names no method.")
+def _method_names(methods: list[str]) -> list[str] | Literal["all"]:
+    names = options.method_names(methods)
     if names == ["all"]:
         return "all"
     options.check_methods(names)

@@ -19,21 +19,31 @@ def own_directory(job: Job) -> Path:
     """The out directory, made if it is not there.
 
     Raises:
-        InputError: it is a file, holds something else, or leads elsewhere by a link.
+        InputError: it is a file, cannot be made, holds something else or shards of a run that
+            nothing is known of, or leads elsewhere by a link.
     """
     out = Path(job.out).expanduser()
     if out.exists() and not out.is_dir():
         raise InputError(f"out {out} is a file: give a directory.")
-    held = [path.name for path in out.iterdir()] if out.exists() else []
-    strangers = [name for name in held if name not in OURS and not name.endswith(UNFINISHED)]
-    if strangers and MANIFEST not in held:
-        raise InputError(f"out {out} holds other things ({strangers[0]}): give a new directory.")
     for name in OURS:
         if (out / name).is_symlink():
             raise InputError(
                 f"{out / name} is a link: a run writes nothing outside its out directory."
             )
-    (out / FOLDER).mkdir(parents=True, exist_ok=True)
+    old = any((out / FOLDER).glob("*"))  # asked first: another process may be starting this run
+    held = [path.name for path in out.iterdir()] if out.exists() else []
+    if old and MANIFEST not in held:
+        raise InputError(
+            f"out {out} holds shards but no {MANIFEST}, so nobody knows which run made them: "
+            "restore it, or choose another out directory."
+        )
+    strangers = [name for name in held if name not in OURS and not name.endswith(UNFINISHED)]
+    if strangers and MANIFEST not in held:
+        raise InputError(f"out {out} holds other things ({strangers[0]}): give a new directory.")
+    try:
+        (out / FOLDER).mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise InputError(f"cannot make the out directory {out}: {error}") from error
     return out.resolve()
 
 

@@ -25,7 +25,7 @@ from lens_attr.runs.job import Job, JobLike
 from lens_attr.runs.manifest import PLAN, Manifest
 from lens_attr.runs.plan import read_plan, side_by_side
 from lens_attr.runs.ranks import Share, share
-from lens_attr.runs.shards import FOLDER, Record, ShardFiles
+from lens_attr.runs.shards import FOLDER, Record
 from lens_attr.runs.start import start
 from lens_attr.runs.worker import Answers, Setup, Work, load_model
 
@@ -180,7 +180,7 @@ def _undone(setup: Setup, mine: Share, counts: _Counts) -> Iterator[Work]:
     for planned, rows in side_by_side(setup.job, setup.out / PLAN):
         if not mine.includes(planned.shard):
             continue
-        record = ShardFiles(setup.out, planned.shard).finished(verify=True)
+        record = setup.files(planned.shard).finished(verify=True)
         if record is not None and record.written:
             counts.add(record, len(planned), computed=False)
         else:
@@ -227,7 +227,7 @@ def _complete(setup: Setup) -> bool:
     """Fill in the manifest's table of shards, if none is missing, and clear up."""
     table = []
     for planned in read_plan(setup.out / PLAN):
-        record = ShardFiles(setup.out, planned.shard).finished()
+        record = setup.files(planned.shard).finished()
         if record is None or not record.written:
             return False
         kept = ("file", "rows", "sha256", "errors")

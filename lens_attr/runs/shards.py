@@ -73,11 +73,12 @@ class Record:
 
 
 class ShardFiles:
-    """The files of one shard under ``out``."""
+    """The files of one shard under ``out``; those of another ``run`` (`Manifest.run`) count as
+    none."""
 
-    def __init__(self, out: Path, shard: int) -> None:
+    def __init__(self, out: Path, shard: int, run: str) -> None:
         self.folder = out / FOLDER
-        self.shard = shard
+        self.run = run
         self.parquet = self.folder / f"{shard:06d}.parquet"
         self.record = self.folder / f"{shard:06d}.json"
         self.split = self.folder / f"{shard:06d}.split.json"
@@ -94,29 +95,31 @@ class ShardFiles:
 
     def finish(self, record: Record) -> None:
         """Write the record that makes the shard count as done."""
-        write_whole(self.record, json.dumps(asdict(record)).encode())
+        write_whole(self.record, json.dumps(asdict(record) | {"run": self.run}).encode())
 
     def finished(self, verify: bool = False) -> Record | None:
         """The record, None where the shard is not done or its file is not what was written."""
         try:
             fields = json.loads(self.record.read_text(encoding="utf-8"))
+            ours = fields.pop("run") == self.run
             record = Record(**fields | {"rows": tuple(fields["rows"])})
             if verify and hashlib.sha256(self.parquet.read_bytes()).hexdigest() != record.sha256:
                 return None
         except (OSError, ValueError, TypeError, KeyError):
             return None
-        return record
+        return record if ours else None
 
     def keep_split(self, batches: list[list[int]]) -> None:
         """Write down how an out-of-memory batch was split, before it is tried again."""
-        write_whole(self.split, json.dumps(batches).encode())
+        write_whole(self.split, json.dumps({"run": self.run, "batches": batches}).encode())
 
     def splits(self) -> list[list[int]] | None:
         """The batches as an earlier attempt had to split them."""
         try:
-            return json.loads(self.split.read_text(encoding="utf-8"))
-        except OSError:
+            kept = json.loads(self.split.read_text(encoding="utf-8"))
+        except (OSError, ValueError):
             return None
+        return kept["batches"] if kept["run"] == self.run else None
 
 
 def to_parquet(values: Sequence[Value], method: str) -> bytes:

@@ -32,6 +32,10 @@ class Setup:
     out: Path
     device: str | None = None
 
+    def files(self, shard: int) -> ShardFiles:
+        """Of one shard of this run."""
+        return ShardFiles(self.out, shard, self.manifest.run)
+
 
 @dataclass(frozen=True)
 class Work:
@@ -75,7 +79,7 @@ class Worker:
 
     def do(self, work: Work) -> Record | str:
         """Explain a shard and write it; why not even its errors could be written, otherwise."""
-        files = ShardFiles(self.setup.out, work.planned.shard)
+        files = self.setup.files(work.planned.shard)
         with cpu_threads(self.setup.manifest.threads):
             shard = _Shard(self, work, files)
             values = shard.values()
