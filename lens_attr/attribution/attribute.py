@@ -144,7 +144,7 @@ def compare(
         UnsupportedModelError: a method you named cannot explain this model.
     """
     named = methods is not None and methods != EVERY
-    chosen = methods if named else list(METHODS) if methods == EVERY else COMPARED
+    chosen = list(METHODS) if methods == EVERY else COMPARED if methods is None else methods
     chosen = [chosen] if isinstance(chosen, (str, RuleSet)) else chosen
     names = [method if isinstance(method, str) else method.name for method in chosen]
     if not names or len(set(names)) < len(names):
@@ -165,9 +165,7 @@ def _options_of(names: Sequence[str], options: Any) -> dict[str, dict[str, Any]]
     """The options of each method, none where there are none."""
     options = {} if options is None else options
     if not isinstance(options, Mapping):
-        raise InputError(
-            f'options must be like {{"gim": {{"temperature": 3.0}}}}, got {options!r}.'
-        )
+        raise InputError(f'options go by method, {{"gim": {{"z": 1.0}}}}, got {options!r}.')
     for name, own in options.items():
         if name not in names:
             raise InputError(f"options of {name!r}, not compared; {did_you_mean(name, names)}")
