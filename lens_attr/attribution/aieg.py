@@ -132,12 +132,14 @@ class AIEG(PerturbationExplainer):
         a = sum_d (x - x0)_d G_d
         relevance = PosNorm(a) * NetAttention
 
-    The result has no unit, is never negative and sums to no more than 1. Its parts stand in
-    ``extra``: ``alpha``, ``output`` (F) and ``emphasis`` (EF) [batch, N + 1]; per token
-    ``integrated_gradients`` (the same without EF), ``emphasised`` (a, before PosNorm),
-    ``emphasised_normalised`` (after), ``net_attention``, and the l2 norms ``gradient_norm`` and
-    ``emphasised_gradient_norm`` of the mean gradients; ``none_positive`` [batch] where PosNorm
-    had nothing to keep, so that all relevance is 0.
+    The result, ``tokens`` [batch, pos], has no unit, is never negative and sums to no more than 1.
+    Its parts stand in ``extra``: ``alpha``, ``output`` (F) and ``emphasis`` (EF) [batch, N + 1];
+    per token [batch, pos] ``integrated_gradients`` (the same without EF), ``emphasised`` (a, before
+    PosNorm), ``emphasised_normalised`` (after), ``net_attention``, and the l2 norms
+    ``gradient_norm`` and ``emphasised_gradient_norm`` of the mean gradients; ``none_positive``
+    [batch] where PosNorm had nothing to keep, so that all relevance is 0; and, of the plain
+    integrated gradients, ``baseline_value`` F(x0) and ``completeness_gap`` [batch], their sum less
+    F(x) - F(x0), of which a notice speaks above 5 %.
 
     Where the paper is ambiguous: PosNorm divides by the sum of the positive scores (its A.3; Eq.
     13 is circular). NetAttention is the mean attention weight over layers and heads, without the
@@ -146,7 +148,8 @@ class AIEG(PerturbationExplainer):
     depends on F (a test holds a counterexample).
 
     Cost: ``steps`` forwards and backwards, and 2 forwards (of the text, which is where the
-    attention is read, and of the baseline). Further targets cost ``steps`` backwards each.
+    attention is read, and of the baseline). Further targets cost ``steps`` backwards each,
+    and memory for two gradients of the size of the embeddings.
 
     Attributes:
         steps: N; the paper does not say how many.

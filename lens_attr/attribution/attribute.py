@@ -73,9 +73,10 @@ def attribute(
         method: a name from ``la.methods()``, or a `RuleSet` of your own.
         embeddings: ``"full"`` explains token plus position embedding, ``"token"`` the token's
             alone; default: the method's own.
-        baseline: subtracted from the embedding: None or ``"zero"``, ``"pad"``, a token (``" "`` in
-            GIM's published setting; the word itself is ``" zero"``), an id, or a tensor [d_model],
-            [pos, d_model] or [batch, pos, d_model].
+        baseline: subtracted from the embedding: ``"zero"`` (the default of all methods but
+            DeepLIFT, which chooses), ``"pad"``, a token (``" "`` in GIM's published setting; the
+            word itself is ``" zero"``), an id, or a tensor [d_model], [pos, d_model] or [batch,
+            pos, d_model].
         record: more places to read activation x gradient: roles (``"pattern"``, ``"neurons"``,
             ``"residual"``, ...), hook names, or globs.
         batch_size: explain this many texts at a time.

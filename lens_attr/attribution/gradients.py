@@ -43,7 +43,18 @@ OWN_OPTIONS = ("embeddings", "baseline", "record", "checkpoint")
 
 @dataclass(frozen=True, kw_only=True)
 class GradientTimesInput(EmbeddingExplainer):
-    """Embedding times gradient, the backward modified by rules (every preset of `lens_attr.rules`).
+    """``sum_d (x - x0)_d g_d``: embedding times gradient (Denil et al. 2014, arXiv 1412.6815).
+
+    g is dF/dx, the backward modified by rules: without any the plain gradient x input, with those
+    of a preset of `lens_attr.rules` LRP, AttnLRP, GIM or RelP, whose sources stand there. x0 is
+    zero, or the baseline.
+
+    ``tokens`` [batch, pos]; ``head_tokens`` [batch, layer, pos, head] is ``sum_d z_d dF/dz_d``;
+    ``records`` hold activation x gradient of the places in ``record``, in their own shape; ``flow``
+    the sums [batch, layer] at the joints of every block, for `Relevance.check`.
+
+    Cost: 1 forward and 1 backward; further targets cost 1 backward each. With ``checkpoint`` every
+    backward runs each block forward again.
 
     Attributes:
         rules: how the backward is modified.

@@ -53,12 +53,13 @@ from lens_attr.targets import Resolved
 class IntegratedGradients(PerturbationExplainer):
     """``(x - x0) . integral of dF/dx over the straight path from x0 to x`` (Sundararajan 2017).
 
-    Sums to F(x) - F(x0), up to the error of the quadrature: ``extra["completeness_gap"]`` is the
-    sum minus that difference, ``extra["baseline_value"]`` is F(x0). Where the embeddings pass a
-    norm with nothing added to them (Llama from a zero baseline, BERT with
-    ``embeddings="full"``), F does not depend on their scale, so that all change lies next to zero
-    and the gap stays large for thousands of steps: use a token as the baseline. The target
-    stays the same along the path: a top logit is that of the token on top at x.
+    ``tokens`` [batch, pos]. Sums to F(x) - F(x0), up to the error of the quadrature:
+    ``extra["completeness_gap"]`` [batch] is the sum minus that difference,
+    ``extra["baseline_value"]`` [batch] is F(x0). Where the embeddings pass a norm with nothing
+    added to them (Llama from a zero baseline, BERT with ``embeddings="full"``), F does not depend
+    on their scale, so that all change lies next to zero and the gap stays large for thousands of
+    steps: use a token as the baseline. The target stays the same along the path: a top logit is
+    that of the token on top at x.
 
     Cost: ``steps`` forwards and backwards, and 2 forwards for F(x) and F(x0). Further targets
     cost ``steps`` backwards each.
@@ -143,7 +144,11 @@ class IntegratedGradients(PerturbationExplainer):
 
 @dataclass(frozen=True, kw_only=True)
 class ClippedIntegratedGradients(IntegratedGradients):
-    """IGCG: integrated gradients with clipped gradients (the comparison of the AIEG paper).
+    """IGCG: integrated gradients with clipped gradients (comparison of the AIEG paper, 2025).
+
+        tokens [batch, pos] = sum_d (x - x0)_d . integral of (dF/dx)_d under the clamp
+
+    The results and the baseline are those of `IntegratedGradients`.
 
     The paper clips the recurrence dh_t / dh_(t-1) of a recurrent network to
     [theta_minus, theta_plus], against exploding gradients. A transformer has no such recurrence,
@@ -151,7 +156,11 @@ class ClippedIntegratedGradients(IntegratedGradients):
     handed down from block to block (`la.rules.ClampGradient`). ``where="input"`` is the weaker
     reading, which clamps the gradient that arrives at the embeddings; the default bound never
     binds there, so it equals integrated gradients. With infinite bounds both are integrated
-    gradients exactly; where the clamp acts, the sum is no longer F(x) - F(x0).
+    gradients exactly; where the clamp acts, the sum is no longer F(x) - F(x0), and
+    ``extra["completeness_gap"]`` [batch] says by how much.
+
+    Cost: ``steps`` forwards and backwards, and 2 forwards. Further targets cost ``steps`` backwards
+    each.
 
     Attributes:
         theta_minus: smallest entry of the gradient.
@@ -221,12 +230,15 @@ class GradientShap(PerturbationExplainer):
     """GradSHAP: ``E[(x - x0) . dF/dx at x0 + alpha (x - x0)]`` (Lundberg & Lee 2017).
 
     The expectation over random baselines x0 and alphas uniform in [0, 1], as a mean over
-    ``n_samples``; ``extra["standard_error"]`` says how far it may be off, per token. Sums, in
-    expectation, to F(x) - E[F(x0)]. The same seed gives the same result on every device and for
-    every batch size; torch's global random state is neither read nor changed.
+    ``n_samples``: ``tokens`` [batch, pos], with ``extra["standard_error"]`` [batch, pos]. Sums, in
+    expectation, to F(x) - E[F(x0)]: ``extra["baseline_value"]`` [batch] is the mean of F(x0) over
+    the samples, ``extra["completeness_gap"]`` [batch] the sum of the tokens minus F(x) less that
+    mean, and ``extra["completeness_standard_error"]`` [batch] how far chance alone may put it from
+    its expectation, which is 0. The same seed gives the same result on every device and for every
+    batch size; torch's global random state is neither read nor changed.
 
-    Cost: ``n_samples`` forwards and backwards, and 1 forward. Further targets cost ``n_samples``
-    backwards each.
+    Cost: ``n_samples`` forwards and backwards, and ``n_samples + 1`` forwards for F(x0) and F(x).
+    Further targets cost ``n_samples`` backwards each.
 
     Attributes:
         n_samples: number of (x0, alpha) pairs, at least 2.

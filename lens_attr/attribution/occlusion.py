@@ -47,6 +47,8 @@ Hidden = Bool[Tensor, "row pos"]
 class Occlusion(PerturbationExplainer):
     """``F(x) - F(x without token i)`` (Zeiler & Fergus 2014; leave-one-out, Li et al. 2016).
 
+    ``tokens`` [batch, pos]: the mean of that difference over the windows that cover the token.
+
     A token is occluded by putting ``baseline`` in the place of its embedding, or, with
     ``baseline="remove"``, by taking it out of the text, so that later positions move up; where
     the removed token is the one that predicts, the token before it predicts. The true change of
