@@ -25,6 +25,9 @@ Ablation = Literal["zero", "mean", "resample"]
 Unit = Literal["head", "mlp", "neuron"]
 
 DEMO_MODEL = "demo-gpt2"
+METHOD = ("--method", "--methods")
+"""Both spellings, in every command."""
+PAGES = (".html", ".htm")
 
 TextArgument = Annotated[
     str,
@@ -79,6 +82,18 @@ DeviceOption = Annotated[
         "--device", help="cpu or cuda; default: the GPU if there is one.", show_default=False
     ),
 ]
+
+
+def _one_method(name: str) -> str:
+    if "," in name:
+        raise typer.BadParameter("one method at a time here; lens-attr attribute compares several.")
+    return name
+
+
+MethodOption = Annotated[
+    str,
+    typer.Option(*METHOD, callback=_one_method, help="How to explain. See: lens-attr methods."),
+]
 EmbeddingsOption = Annotated[
     Embeddings | None,
     typer.Option(
@@ -96,10 +111,23 @@ JsonOption = Annotated[bool, typer.Option("--json", help="Print one JSON documen
 QuietOption = Annotated[
     bool, typer.Option("--quiet", "-q", help="Print results only: no progress, no notes.")
 ]
+
+
+def check_page(path: Path | None) -> Path | None:
+    """Refuse an ending that promises something else than a page."""
+    if path is not None and path.suffix.lower() not in PAGES:
+        raise typer.BadParameter(f"{path.name!r} is to hold a page: let it end in .html.")
+    return path
+
+
 HtmlOption = Annotated[
     Path | None,
     typer.Option(
-        "--html", dir_okay=False, help="Also write a page that opens offline.", show_default=False
+        "--html",
+        dir_okay=False,
+        callback=check_page,
+        help="Also write a page that opens offline.",
+        show_default=False,
     ),
 ]
 SaveOption = Annotated[
@@ -146,6 +174,21 @@ def note_saved(folder: Path, made: str, model: str) -> None:
     write_about(folder, made, command_line(), title=model)
 
 
+def method_names(given: Sequence[str]) -> list[str]:
+    """Methods that were given one by one, separated by commas, or both.
+
+    Raises:
+        typer.BadParameter: none is named, or one of them twice.
+    """
+    names = [name.strip() for several in given for name in several.split(",") if name.strip()]
+    if not names:
+        raise typer.BadParameter("--method names no method.")
+    for i, name in enumerate(names):
+        if name in names[:i]:
+            raise typer.BadParameter(f"--method names {name} twice.")
+    return names
+
+
 def check_methods(names: Sequence[str]) -> None:
     """Refuse an unknown method before a model is loaded.
 
@@ -156,13 +199,6 @@ def check_methods(names: Sequence[str]) -> None:
 
     for name in names:
         la.methods()[name]
-
-
-def refuse_repeated(option: str, names: Sequence[str]) -> None:
-    """A usage error for a name that is given twice: the two would overwrite each other."""
-    repeated = [name for i, name in enumerate(names) if name in names[:i]]
-    if repeated:
-        raise typer.BadParameter(f"{option} names {repeated[0]} twice.")
 
 
 def build_target(target: str | None, foil: str | None, position: int) -> Target:

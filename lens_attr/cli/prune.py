@@ -40,10 +40,11 @@ DataOption = Annotated[
     ),
 ]
 MethodsOption = Annotated[
-    str,
+    list[str],
     typer.Option(
-        "--methods",
-        help="Methods to rank with, separated by commas; all: every one that can on this model.",
+        *options.METHOD,
+        help="Methods to rank with, with commas or given again; all: every one that can on this "
+        "model.",
     ),
 ]
 NOption = Annotated[int, typer.Option("--n", min=1, help="Samples to measure accuracy on.")]
@@ -68,7 +69,6 @@ StepsOption = Annotated[
         show_default=False,
     ),
 ]
-NEURON_STEPS = 50
 DEFAULT_OUT = Path("out/prune")
 OutOption = Annotated[
     Path | None,
@@ -86,7 +86,7 @@ def prune(
     model: options.ModelOption = options.DEMO_MODEL,
     task: TaskOption = None,
     data: DataOption = None,
-    methods: MethodsOption = "gradient_x_input,lrp,attnlrp,gim",
+    methods: MethodsOption = ["gradient_x_input", "lrp", "attnlrp", "gim"],  # noqa: B006
     pool: options.PoolOption = "relu_token",
     n: NOption = 200,
     n_rank: NRankOption = 200,
@@ -114,10 +114,7 @@ def prune(
 
     if (task is None) == (data is None):
         raise typer.BadParameter("give either --task or --data.")
-    names = [name.strip() for name in methods.split(",") if name.strip()]
-    if not names:
-        raise typer.BadParameter("--methods names no method.")
-    options.refuse_repeated("--methods", names)
+    names = options.method_names(methods)
     if names != [EVERY]:
         options.check_methods(names)
     ranking_set, pruning_set = _samples(task, data, n_rank, n)
@@ -135,7 +132,7 @@ def prune(
             seeds=seeds,
             order=order,
             ablation=ablation,
-            steps=steps or (NEURON_STEPS if unit == "neuron" else None),
+            steps=steps,
             progress=progress,
         )
     if out is None and html is None and csv is None:

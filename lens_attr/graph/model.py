@@ -9,6 +9,7 @@ from collections.abc import Callable, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass
 from functools import cached_property
+from pathlib import PurePath
 from typing import Any, Literal
 
 import torch
@@ -431,7 +432,7 @@ class ModelGraph:
         return {
             "backend": self.backend,
             "architecture": self.architecture,
-            "model_name": str(getattr(self.cfg, "model_name", "") or ""),
+            "model_name": _name_of(str(getattr(self.cfg, "model_name", "") or "")),
             "dtype": str(self.dtype).removeprefix("torch."),
             "n_layers": self.n_layers,
             "n_heads": self.n_heads,
@@ -461,6 +462,11 @@ class ModelGraph:
 
 VALUE_BIASES_FOLDED = "value biases folded"
 WRITING_WEIGHTS_CENTRED = "writing weights centred"
+
+
+def _name_of(name: str) -> str:
+    """Without the folders of a local model, which are nobody else's business; hub names stay."""
+    return PurePath(name).name if PurePath(name).is_absolute() else name
 
 
 def _is_watched(module: nn.Module) -> bool:

@@ -20,9 +20,11 @@ _COLUMNS = 3
 
 
 def agreement(result: Agreement) -> go.Figure:
-    """One panel per method, best Spearman first: attribution across, exact effect up.
+    """One panel per method, best Spearman first: attribution across, exact importance up.
 
-    Each method measures in its own unit, so each is divided by its largest absolute attribution.
+    Importance is the exact effect with the sign of an attribution: what the cell adds to the
+    target. Each method measures in its own unit, so each is divided by its largest absolute
+    attribution.
 
     Args:
         result: what to draw.
@@ -55,7 +57,7 @@ def agreement(result: Agreement) -> go.Figure:
                 f"{plotly_text(name)}<br>attribution {score:+.4g}"
                 for name, score in zip(result.names, scores, strict=True)
             ],
-            hovertemplate="%{customdata}<br>effect %{y:+.4g}<extra></extra>",
+            hovertemplate="%{customdata}<br>importance %{y:+.4g}<extra></extra>",
             showlegend=False,
             **place,
         )
@@ -68,7 +70,7 @@ def agreement(result: Agreement) -> go.Figure:
             "yanchor": "top",
             "pad": {"l": 16, "t": 24},
             "subtitle": {
-                "text": f"{result.what}; attribution relative to its largest",
+                "text": result.what,
                 "font": {"size": 13},
             },
         },
@@ -77,7 +79,7 @@ def agreement(result: Agreement) -> go.Figure:
     )
     fig.update_annotations(font_size=12)
     fig.update_xaxes(zeroline=True)
-    fig.update_xaxes(title_text=f"{absolute}attribution", row=rows)
+    fig.update_xaxes(title_text=f"{absolute}attribution (share of the largest)", row=rows)
     fig.update_yaxes(zeroline=True)
-    fig.update_yaxes(title_text=f"{absolute}effect ({result.effect_unit})", col=1)
+    fig.update_yaxes(title_text=f"{absolute}importance: what it adds ({result.effect_unit})", col=1)
     return fig

@@ -162,6 +162,41 @@ def _first_difference(
     return [a[0] for a in answers], [f[0] for f in foils], tuple(dict.fromkeys(notices))
 
 
+def _without_space(
+    graph: ModelGraph, batch: TokenBatch, position: Int[Tensor, " batch"], *specs: TokenSpec
+) -> tuple[str, ...]:
+    """A notice if words go on with the word before them although they have tokens of their own.
+
+    After a line break, a bracket or BOS a word needs no space; WordPiece spells words without.
+    """
+    if graph.tokenizer is None or graph.is_masked_model:
+        return ()
+    last = batch.token_ids.gather(1, position[:, None])[:, 0].tolist()
+    ends = [token_string(graph, token)[-1:] for token in last]
+    glued = {
+        word: None
+        for spec in specs
+        for word, end in zip(_per_example(spec, len(batch), "target"), ends, strict=True)
+        if isinstance(word, str) and word.isalpha() and (end.isalnum() or end in (",", ";", ":"))
+    }
+    found = [word for word in glued if _is_token_after_space(graph, word)]
+    if not found:
+        return ()
+    shown, meant = ", ".join(map(repr, found[:3])), ", ".join(repr(f" {w}") for w in found[:3])
+    return (
+        f"{shown}: without a leading space, so it goes on with the word before it; the word here "
+        f"is {meant}",
+    )
+
+
+def _is_token_after_space(graph: ModelGraph, word: str) -> bool:
+    try:
+        ids = continuation(graph, f" {word}")
+    except InputError:  # the tokenizer does not know it
+        return False
+    return len(ids) == 1 and token_string(graph, ids[0]) == f" {word}"
+
+
 def _column(ids: list[int], like: Tensor) -> Int[Tensor, " batch"]:
     return torch.tensor(ids, device=like.device)
 
@@ -182,7 +217,8 @@ class Logit(Target):
         position = resolve_positions(graph, batch, self.position)
         labels = [f"logit of {token_string(graph, i)!r}" for i in ids]
         column = _column(ids, position)[:, None]
-        return Resolved(position, _logit, labels, "logit", column, form="linear")
+        notices = _without_space(graph, batch, position, self.token)
+        return Resolved(position, _logit, labels, "logit", column, notices, form="linear")
 
 
 @dataclass(frozen=True)
@@ -201,7 +237,8 @@ class LogProb(Target):
         position = resolve_positions(graph, batch, self.position)
         labels = [f"log-probability of {token_string(graph, i)!r}" for i in ids]
         token_ids = _column(ids, position)[:, None]
-        return Resolved(position, _log_prob, labels, "nat", token_ids, form="log_prob")
+        notices = _without_space(graph, batch, position, self.token)
+        return Resolved(position, _log_prob, labels, "nat", token_ids, notices, form="log_prob")
 
 
 @dataclass(frozen=True)
@@ -225,6 +262,7 @@ class LogitDiff(Target):
         foils = _ids_of(graph, batch, self.foil, "foil")
         first, other, notices = _first_difference(graph, answers, foils)
         position = resolve_positions(graph, batch, self.position)
+        notices += _without_space(graph, batch, position, self.token, self.foil)
         names = [
             (token_string(graph, a), token_string(graph, b))
             for a, b in zip(first, other, strict=True)
