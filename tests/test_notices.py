@@ -33,7 +33,11 @@ def generated() -> Any:
     return la.attribute_generation(small.model(NAME), f"{TEXT} unknown", max_new_tokens=1)
 
 
-CASES = [attribute, attribute_token_ids_in_a_nested_call, compare, generated]
+def patched() -> Any:
+    return la.circuits.patch(small.model(NAME), "w5 w6", "w5 w7", SEVERAL, progress=False)
+
+
+CASES = [patched, attribute, attribute_token_ids_in_a_nested_call, compare, generated]
 
 
 @pytest.mark.parametrize("call", CASES, ids=lambda call: call.__name__)

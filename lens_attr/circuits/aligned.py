@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import warnings
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 
@@ -14,7 +13,7 @@ from torch import Tensor
 
 from lens_attr.attribution.scoring import target_value
 from lens_attr.circuits.checks import check_target
-from lens_attr.errors import InputError, Notice
+from lens_attr.errors import InputError, give_notice
 from lens_attr.graph import ModelGraph
 from lens_attr.graph.tokens import Text, TokenBatch, str_tokens, tokenize, unknown_words
 from lens_attr.targets import Resolved, Target
@@ -154,7 +153,7 @@ def announce(graph: ModelGraph, batches: Sequence[TokenBatch], target: Resolved)
     """Warn of what the reader of a result must know, each once."""
     unknown = [notice for batch in batches for notice in unknown_words(graph, batch)]
     for notice in dict.fromkeys([*unknown, *target.notices]):
-        warnings.warn(notice, Notice, stacklevel=4)
+        give_notice(notice)
 
 
 def refuse_lengths(pairs: Aligned) -> None:

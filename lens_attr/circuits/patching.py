@@ -5,7 +5,6 @@ from __future__ import annotations
 
 import importlib.metadata
 import math
-import warnings
 from collections.abc import Callable, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass
@@ -30,7 +29,7 @@ from lens_attr.circuits.progress import bar
 from lens_attr.circuits.replacement import Fill, Replacement, activations, keep
 from lens_attr.circuits.scoring import Scorer
 from lens_attr.circuits.units import points_of
-from lens_attr.errors import InputError, Notice, UnsupportedModelError
+from lens_attr.errors import InputError, UnsupportedModelError, give_notice
 from lens_attr.graph import ModelGraph, Role, resolve
 from lens_attr.graph.partial import (
     Unpadded,
@@ -154,7 +153,7 @@ def patch(
     with bar(f"patching {unit}", total, bool(progress)) as advance:
         per_example, unpatched = sweep.run(advance)
     for notice in resolved.notices:
-        warnings.warn(notice, Notice, stacklevel=2)
+        give_notice(notice)
     clean_run = other if mode == "denoise" and other is not None else base
     return PatchResult(
         per_example=per_example,
