@@ -48,9 +48,10 @@ def faithfulness(result: FaithfulnessComparison) -> go.Figure:
             hovertemplate="%{y:.3f}, %{customdata}<extra></extra>",
         )
     what = "edges in the circuit" if axis == "fraction" else "edges chosen, before pruning"
+    what += " (% of all)"
     fig.add_hline(y=1.0, line={"dash": "dot", "color": RANDOM, "width": 1})
     fig.update_xaxes(title_text=what, type="log", tickformat="~%", dtick=1)
-    fig.update_yaxes(title_text="faithfulness")
+    fig.update_yaxes(title_text="faithfulness (1 whole model, 0 corrupted)")
     return fig
 
 
