@@ -11,6 +11,8 @@ import pandas as pd
 import torch
 from test_report import result
 
+from lens_attr.attribution.generation import Generation
+from lens_attr.attribution.relevance import Relevance
 from lens_attr.circuits import (
     Agreement,
     Circuit,
@@ -37,6 +39,22 @@ METADATA = {"model": MODEL, "versions": {"torch": "9.8.7"}}
 SAMPLE = {"answer": " are", "foil": " is", "decided_by": ["keys"]}
 WIRING = Wiring(n_layers=2, n_heads=2, n_kv_heads=2, mlps=True, parallel=False)
 COMMAND = "lens-attr demo --n 40"
+
+
+def generation(first: float = 0.5) -> Generation:
+    """Two tokens that a prompt of two goes on with; the second has read the first."""
+    relevance = Relevance(
+        tokens=torch.tensor([[first, -1.0, 0.0, 0.0], [0.25, 2.0, 4.0, 0.0]]),
+        token_ids=torch.zeros(2, 4, dtype=torch.long),
+        attention_mask=torch.arange(4) < torch.tensor([[2], [3]]),
+        str_tokens=[["the", " keys", " were", " lost"]] * 2,
+        target_value=torch.tensor([3.0, 1.5]),
+        target=["logit of ' were'", "logit of ' lost'"],
+        position=torch.tensor([1, 2]),
+        method="lrp",
+        metadata=METADATA,
+    )
+    return Generation(relevance, n_prompt=2)
 
 
 def ranking() -> Ranking:
@@ -122,11 +140,11 @@ def bench() -> BenchTable:
 
 
 def data_set_run(folder: Path) -> None:
-    files = ShardFiles(folder, 0)
+    files = ShardFiles(folder, 0, "this run")
     files.folder.mkdir(parents=True)
     good = Value(0, ["the", " keys"], [0.25, -1.5], 3.125, "logit of ' are'", 1)
     sha = files.write([good, Value(1, error="row 1 has no text")], "gim")
-    files.finish(Record(0, (0, 2), files.parquet.name, sha, 1, True, [[0, 1]], []))
+    files.finish(Record(0, (0, 2), files.parquet.name, sha, 1, True, [[0, 1]], {}))
     manifest = {"job": {"model": "demo-gpt2"}, "model": MODEL, "input": {"rows": 5}, "batches": {}}
     (folder / "manifest.json").write_text(json.dumps(manifest), "utf-8")
 
@@ -141,7 +159,16 @@ def write(folder: Path) -> Path:
         replace(one, target_value=torch.tensor([7.5]), target=["logit of ' was'"]).save(
             model / "other" / method
         )
-    for each in (ranking(), pruning(), patched(), agreement(), edges(), circuit(), evaluation()):
+    for each in (
+        generation(),
+        ranking(),
+        pruning(),
+        patched(),
+        agreement(),
+        edges(),
+        circuit(),
+        evaluation(),
+    ):
         each.save(model)
     for one in (faithfulness(), nodes(), self_repair(), score_agreement()):
         one.save(model)

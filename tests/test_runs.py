@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import csv
 import errno
 import gc
 import json
 import os
 import resource
+import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -14,6 +16,8 @@ from typing import Any
 
 import dataset
 import pandas as pd
+import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 import small
 import torch
@@ -22,8 +26,9 @@ from hypothesis import strategies as st
 
 import lens_attr as la
 from lens_attr.graph import resolve
-from lens_attr.runs import Job, launch, preview, ranks, worker
+from lens_attr.runs import Job, launch, preview, ranks, shards, sources, worker
 from lens_attr.runs.memory import Need, budget, is_out_of_memory, measure, peak_of
+from lens_attr.runs.notices import Notices
 from lens_attr.runs.plan import MOST_ROWS, batches_of, read_plan
 from lens_attr.runs.sources import Row, read_rows
 
@@ -42,6 +47,9 @@ TEXT = "the keys near the old cabinet"
         ({"options": {"record": ["z"]}}, "token relevance only"),
         ({"options": {"baseline": torch.zeros(3)}}, "plain numbers"),
         ({"columns": {"txt": "sentence"}}, "unknown column 'txt'; did you mean 'text'"),
+        ({"columns": {"text": 5}}, "column of text must be text"),
+        ({"options": {"norm": 10**5000}}, "plain numbers"),
+        ({"address": "auto"}, "set executor: ray"),
         ({"executor": "slurm"}, "unknown executor 'slurm'"),
         ({"rows_per_shard": 0}, "rows_per_shard must be at least 1"),
         ({"workers": "two"}, "workers must be a whole number"),
@@ -66,6 +74,10 @@ def test_a_bad_job_is_refused(tmp_path: Path, change: dict[str, Any], message: s
         ("[", "not YAML"),
         ("just words", "a mapping of names"),
         ("!!python/object/apply:os.system ['echo harm']", "not YAML"),
+        ("model: a\ndata: b\nout: c\noptions: &a {x: *a}", "plain numbers"),
+        ("[" * 5000, "nested too deeply"),
+        ("workers: " + "9" * 5000, "not YAML"),
+        ("split: 2001-99-99", "not YAML: month"),
     ],
 )
 def test_a_bad_yaml_file_is_refused(tmp_path: Path, text: str, message: str) -> None:
@@ -80,6 +92,15 @@ def test_yaml_and_mapping_are_the_same_job(tmp_path: Path) -> None:
     path.write_text("model: demo-gpt2\ndata: [a.jsonl, b/*.csv]\nout: c\noptions: {norm: 0.5}\n")
     fields = {"model": "demo-gpt2", "data": ["a.jsonl", "b/*.csv"], "out": Path("c")}
     assert Job.of(path) == Job.of(fields | {"options": {"norm": 0.5}})
+
+
+def test_yaml_mappings_may_be_merged_but_hold_no_key_twice(tmp_path: Path) -> None:
+    path = tmp_path / "job.yaml"
+    path.write_text("<<: {model: a, method: lrp}\nmethod: gim\ndata: b\nout: c\n")
+    assert (Job.of(path).model, Job.of(path).method) == ("a", "gim")
+    path.write_text("<<: {model: a, model: b}\ndata: b\nout: c\n")
+    with pytest.raises(la.InputError, match="'model' stands there twice"):
+        Job.of(path)
 
 
 def test_only_what_decides_the_values_is_hashed(tmp_path: Path) -> None:
@@ -194,6 +215,66 @@ def test_rows_that_cannot_be_read_say_where(tmp_path: Path) -> None:
         assert words in error
 
 
+@pytest.mark.parametrize(
+    ("line", "message"),
+    [
+        ('{"text": "a", "target": %s}' % ("9" * 5000), "not JSON: Exceeds the limit"),
+        ("[" * 100_000, "not JSON: maximum recursion depth"),
+        ('{"text": "a", "position": "--1"}', "whole number, got '--1'"),
+        ('{"text": "a", "position": "%s"}' % ("9" * 5000), "whole number"),
+    ],
+)
+def test_an_odd_row_is_one_error(tmp_path: Path, line: str, message: str) -> None:
+    path = dataset.write(tmp_path / "odd.jsonl", [{"text": "fine"}, line, {"text": "fine"}])
+    errors = [row.error for row in read_rows(str(path))]
+    assert errors[0] is errors[2] is None
+    assert message in str(errors[1])
+
+
+def test_a_byte_order_mark_costs_no_row(tmp_path: Path) -> None:
+    path = tmp_path / "marked.jsonl"
+    path.write_bytes(b'\xef\xbb\xbf{"text": "a"}\n{"text": "b"}\n')
+    assert [row.text for row in read_rows(str(path))] == ["a", "b"]
+
+
+def test_a_damaged_page_costs_the_rows_of_its_group(tmp_path: Path) -> None:
+    texts = [f"number {i}" for i in range(300)]
+    path = tmp_path / "data.parquet"
+    options: dict[str, Any] = {"compression": "none", "use_dictionary": False}
+    pq.write_table(pa.table({"text": texts}), path, row_group_size=100, **options)
+    whole = path.read_bytes()
+    at = whole.index(b"number 150")
+    path.write_bytes(whole[: at - 4] + b"\xff" * 4 + whole[at:])  # the length of that string
+    rows = list(read_rows(str(path)))
+    assert [row.index for row in rows] == list(range(300))
+    assert [row.text for row in rows[:100] + rows[200:]] == texts[:100] + texts[200:]
+    assert all("damaged" in str(row.error) for row in rows[100:200])
+    path.write_bytes(whole[:at] + b"\xff" + whole[at + 1 :])
+    assert [row.index for row in read_rows(str(path)) if row.error] == [150]
+
+
+@pytest.mark.parametrize("kind", [".jsonl", ".csv", ".parquet"])
+def test_a_column_that_is_named_must_be_there(tmp_path: Path, kind: str) -> None:
+    path = str(save([{"text": "a", "answer": " b"}, {"text": "c"}], tmp_path / f"d{kind}"))
+    assert next(iter(read_rows(path, {"target": "answer"}))).target == " b"
+    with pytest.raises(la.InputError, match=r"no (column|record has) 'anwser'"):
+        list(read_rows(path, {"target": "anwser"}))
+    assert [row.target for row in read_rows(path)] == [None, None], "nobody asked for a target"
+
+
+def test_a_mistyped_column_starts_no_run(tmp_path: Path) -> None:
+    with pytest.raises(la.InputError, match="no record has 'anwser'"):
+        dataset.run(dataset.job(tmp_path, columns={"target": "anwser"}))
+    assert not (tmp_path / "out" / "manifest.json").exists()
+
+
+@pytest.mark.parametrize("kind", [".jsonl", ".csv", ".parquet"])
+def test_a_split_goes_with_data_that_have_some(tmp_path: Path, kind: str) -> None:
+    path = str(save(ROWS, tmp_path / f"d{kind}"))
+    with pytest.raises(la.InputError, match="has no splits"):
+        list(read_rows(path, split="train"))
+
+
 def test_csv_rows_that_cannot_be_read_say_where(tmp_path: Path) -> None:
     path = tmp_path / "bad.csv"
     path.write_bytes(
@@ -203,8 +284,27 @@ def test_csv_rows_that_cannot_be_read_say_where(tmp_path: Path) -> None:
     assert found[0] == ("bad.csv:2", "fine", None)
     assert found[1] == ("bad.csv:3", "", "3 cells in a table of 2 columns")
     assert found[2] == ("bad.csv:4", "", "not UTF-8")
-    assert found[3][0] == "bad.csv:5" and "field" in str(found[3][2])
+    assert found[3] == ("bad.csv:5", "x" * 200_000, None)
     assert found[4] == ("bad.csv:6", "good", None)
+
+
+def test_long_cells_are_one_cell_and_the_limit_is_as_before(tmp_path: Path) -> None:
+    path = tmp_path / "long.csv"
+    text = "the keys\nare " * 20_000
+    path.write_text(f'text\na\n"{text}"\nb\n')
+    before = csv.field_size_limit()
+    for row, wanted in zip(read_rows(str(path)), ["a", text, "b"], strict=True):
+        assert row.text == wanted
+        assert csv.field_size_limit() == before
+
+
+def test_a_header_that_cannot_be_read_is_refused(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(sources, "_LONGEST_CELL", 10)
+    (tmp_path / "d.csv").write_text("text" * 10)
+    with pytest.raises(la.InputError, match=r"the header of .* is not CSV"):
+        list(read_rows(str(tmp_path / "d.csv")))
 
 
 @pytest.mark.parametrize(
@@ -227,7 +327,7 @@ def test_data_of_another_kind_is_refused(
 
 
 def test_no_data_and_no_rows_are_refused(tmp_path: Path) -> None:
-    with pytest.raises(la.InputError, match="no file matches"):
+    with pytest.raises(la.InputError, match=r"no file matches.*load_dataset\(name\)"):
         dataset.run(dataset.job(tmp_path, data=str(tmp_path / "*.csv")))
     with pytest.raises(la.InputError, match="not one row"):
         dataset.run(dataset.job(tmp_path, []))
@@ -481,6 +581,7 @@ def test_nan_in_one_sample_leaves_the_others_alone(tmp_path: Path) -> None:
     found = dataset.table(tmp_path / "out")
     assert found[found["error"].notna()]["row"].tolist() == [5, 9]
     assert "NaN" in found["error"][5] and report.exit_code == 3
+    assert [5] in batches_of_run(tmp_path / "out"), "as it was explained, not as it was planned"
     assert all(torch.tensor(row).isfinite().all() for row in found["tokens"].dropna())
 
 
@@ -509,6 +610,12 @@ def test_a_method_that_is_not_defined_is_refused_at_once(tmp_path: Path) -> None
 
 
 # ---------------------------------------------------------------------------------- out of memory
+
+
+def batches_of_run(out: Path) -> list[list[int]]:
+    """As the records tell them."""
+    records = sorted(path for path in out.glob("shards/*.json") if path.stem.isdecimal())
+    return [batch for record in records for batch in json.loads(record.read_text())["batches"]]
 
 
 @contextmanager
@@ -568,6 +675,34 @@ def test_a_split_is_kept(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Non
     assert dataset.contents(job["out"]) == before
 
 
+def test_a_split_within_a_batch_that_raised_is_kept_too(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """First the NaN of one row halves its batch, then a half does not fit into memory."""
+    rows = [row for row in dataset.samples() if " dog" not in row["text"]][:16]
+    rows[5] = {"text": "the dog near the"}
+    job = dataset.job(tmp_path, rows, tokens_per_batch=4000)
+    model = poisoned(" dog")
+    explain, tried = worker.Worker.explain, []
+
+    def explained(self: Any, given: list[Row]) -> la.Relevance:
+        tried.append([row.index for row in given])
+        if len(given) in (2, 3) and len(tried) < 12:
+            raise torch.OutOfMemoryError("CUDA out of memory")
+        return explain(self, given)
+
+    monkeypatch.setattr(worker.Worker, "explain", explained)
+    assert dataset.run(job, model).errors == 1
+    out = Path(job["out"])
+    taken, before = batches_of_run(out), dataset.contents(out)
+    assert sorted(row for batch in taken for row in batch) == list(range(16)) and [5] in taken
+    assert list(out.glob("shards/*.split.json"))
+    (out / "shards" / "000000.json").unlink()
+    dataset.run(job, model)
+    assert batches_of_run(out) == taken
+    assert dataset.contents(out) == before
+
+
 def test_a_row_that_does_not_fit_alone_is_an_error(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -575,6 +710,22 @@ def test_a_row_that_does_not_fit_alone_is_an_error(
         report = dataset.run(dataset.job(tmp_path))
     assert report.errors == 40
     assert "out of memory, even alone" in dataset.table(tmp_path / "out")["error"][0]
+
+
+def test_no_memory_to_measure_with_makes_small_batches(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def full(*_: Any, **__: Any) -> None:
+        raise torch.OutOfMemoryError("CUDA out of memory")
+
+    job = dataset.job(tmp_path, tokens_per_batch=None)
+    with monkeypatch.context() as patch:
+        patch.setattr("lens_attr.attribution.attribute", full)
+        seen = preview(job, model=dataset.model())
+    assert seen.need is None and seen.tokens_per_batch == 3 * seen.scanned.longest
+    with pytest.raises(ZeroDivisionError), monkeypatch.context() as patch:
+        patch.setattr("lens_attr.attribution.attribute", lambda *_, **__: 1 / 0)
+        preview(job, model=dataset.model())
 
 
 @pytest.mark.parametrize(
@@ -639,6 +790,75 @@ def test_not_even_the_error_can_be_written(tmp_path: Path, monkeypatch: pytest.M
     assert (report.rows, report.unwritten, report.exit_code) == (40, 40, 4)
     assert not report.complete and "No space left" in report.notices[0]
     assert dataset.run(job).exit_code == 0
+
+
+def no_room(*_: Any) -> None:
+    raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+
+def test_no_room_to_write_a_split_down(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """What was not written down could not be done again, so it is not done."""
+    job = dataset.job(tmp_path, tokens_per_batch=200)
+    with at_most(3, monkeypatch), monkeypatch.context() as patch:
+        patch.setattr(shards.ShardFiles, "keep", no_room)
+        report = dataset.run(job)
+    assert (report.unwritten, report.exit_code) == (32, 4), "the last shard needs no split"
+    assert dataset.run(job).exit_code == 0
+
+
+def test_no_room_to_complete_the_manifest(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    job = dataset.job(tmp_path)
+    dataset.run(job)
+    whole = dataset.contents(job["out"])
+    manifest = json.loads(whole["manifest.json"])
+    (tmp_path / "out" / "manifest.json").write_text(json.dumps(manifest | {"shards": None}))
+    with monkeypatch.context() as patch:
+        patch.setattr("lens_attr.runs.manifest.write_whole", no_room)
+        report = dataset.run(job)
+    assert (report.rows, report.unwritten, report.exit_code) == (40, 0, 4)
+    assert not report.complete and "No space left" in report.notices[0]
+    assert dataset.run(job).exit_code == 0
+    assert dataset.contents(job["out"]) == whole
+
+
+def test_no_room_for_the_plan(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    job = dataset.job(tmp_path)
+    with monkeypatch.context() as patch:
+        patch.setattr("lens_attr.runs.manifest.write_whole", no_room)
+        with pytest.raises(la.LensAttrError, match=r"cannot write the plan.*No space left"):
+            dataset.run(job)
+    assert list((tmp_path / "out").glob("*.tmp")) == []
+    assert dataset.run(job).exit_code == 0
+
+
+def test_the_table_of_a_run_without_shards_is_empty(tmp_path: Path) -> None:
+    found = launch.RunReport(tmp_path, 0, 0, 0, 0, False).to_pandas()
+    assert found.empty and list(found.columns) == shards.SCHEMA.names
+
+
+# ---------------------------------------------------------------------------------------- notices
+
+
+def test_notices_that_differ_in_their_numbers_are_one() -> None:
+    found = Notices()
+    found.add(["the gap is 9.5% (3 steps)", "no target"])
+    found.add({"the gap is 106% (3 steps)": 4, "the gap is 1e-5% (3 steps)": 2})
+    found.add(["no target", "a negative sum"])
+    assert found.counted() == {"the gap is 106% (3 steps)": 7, "no target": 2, "a negative sum": 1}
+    assert found.lines() == [
+        "the gap is 106% (3 steps) (the highest of 7 such notices)",
+        "no target (2 times)",
+        "a negative sum",
+    ]
+
+
+def test_a_run_tells_each_kind_of_notice_once(tmp_path: Path) -> None:
+    job = dataset.job(tmp_path, method="integrated_gradients", options={"steps": 1})
+    with warnings.catch_warnings():
+        warnings.simplefilter("error", la.errors.Notice)  # the planner's batches are nobody's
+        report = dataset.run(job)
+    (notice,) = report.notices
+    assert "completeness gap" in notice and "such notices" in notice
 
 
 # ----------------------------------------------------------------------------- the out directory
@@ -720,6 +940,33 @@ def test_shares(environment: dict[str, str], found: tuple[int, int]) -> None:
 def test_ranks_that_make_no_sense_are_refused(rank: str) -> None:
     with pytest.raises(la.InputError, match="no rank"):
         ranks.share({"RANK": rank, "WORLD_SIZE": "4"})
+
+
+@pytest.mark.parametrize(
+    ("wanted", "device"), [("cpu", None), ("cuda:0", None), ("cuda", "cuda:1"), (None, "cuda:1")]
+)
+def test_a_rank_computes_where_the_job_says(
+    monkeypatch: pytest.MonkeyPatch, wanted: str | None, device: str | None
+) -> None:
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 2)
+    assert ranks.Share(3, 4, 3).device(wanted) == device
+    assert ranks.own_gpu(wanted, 3) == device
+    assert ranks.Share(0, 1, 0).device(wanted) is None, "alone, the job's word is enough"
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    assert ranks.Share(3, 4, 3).device(wanted) is None
+
+
+def test_the_rank_loads_its_model_there(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 2)
+    asked: list[Any] = []
+    monkeypatch.setattr(worker, "load", lambda *arguments: asked.append(arguments[3]))
+    rank = ranks.Share(1, 2, 1)
+    for device in ("cpu", None):
+        job = Job.of(dataset.job(tmp_path, device=device))
+        worker.load_model(job, rank.device(job.device))
+    assert asked == ["cpu", "cuda:1"]
 
 
 def test_ranks_share_the_work(tmp_path: Path) -> None:

@@ -20,7 +20,9 @@ Ordering = Literal["absolute", "signed"]
 
 MethodOption = Annotated[
     EdgeMethod,
-    typer.Option("--method", help="How edges are scored; exact patches every edge, which is slow."),
+    typer.Option(
+        *options.METHOD, help="How edges are scored; exact patches every edge, which is slow."
+    ),
 ]
 StepsOption = Annotated[
     int | None,

@@ -6,6 +6,7 @@
 from lens_attr.plots.ablation_bars import ablation
 from lens_attr.plots.agreement_scatter import agreement
 from lens_attr.plots.attention_map import attention
+from lens_attr.plots.axes_bars import axes
 from lens_attr.plots.benchmark_bars import benchmark
 from lens_attr.plots.circuit_graph import circuit
 from lens_attr.plots.faithfulness_curves import faithfulness
@@ -39,6 +40,7 @@ __all__ = [
     "ablation",
     "agreement",
     "attention",
+    "axes",
     "benchmark",
     "circuit",
     "comparison",

@@ -59,7 +59,7 @@ def faithfulness(result: FaithfulnessComparison) -> go.Figure:
         )
     fig.add_hline(y=1.0, line={"dash": "dot", "color": RANDOM, "width": 1})
     fig.update_xaxes(title_text=_TITLES[axis], type="log", **_ticks(curves, empty))
-    fig.update_yaxes(title_text="faithfulness")
+    fig.update_yaxes(title_text="faithfulness (1 whole model, 0 corrupted)")
     return fig
 
 

@@ -56,6 +56,7 @@ def score_map(result: ScoreAgreement, example: int = 0, query: int | None = None
     fig.update_xaxes(
         tickvals=ticks, ticktext=[tokens[key] for key in ticks], tickangle=-60, showgrid=False
     )
+    fig.update_xaxes(title_text="key")
     fig.update_yaxes(showgrid=False, type="category")
     fig.update_yaxes(title_text="layer.head", col=1)
     fig.update_layout(
@@ -66,7 +67,7 @@ def score_map(result: ScoreAgreement, example: int = 0, query: int | None = None
         },
         height=min(1200, max(360, 220 + 18 * len(names))),
         margin={"t": 110},
-        coloraxis=relevance_axis([1.0], "share of the largest"),
+        coloraxis=relevance_axis([1.0], "share of the panel's largest"),
     )
     return fig
 

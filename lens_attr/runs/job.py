@@ -80,8 +80,11 @@ class Job:
             if value is not None and value < 1:
                 raise InputError(f"{name} must be at least 1, got {value}.")
         _check_known("executor", self.executor, get_args(Executor))
-        for name in self.columns:
+        if self.address is not None and self.executor != "ray":
+            raise InputError("address is of a Ray cluster: set executor: ray, or leave it out.")
+        for name, column in self.columns.items():
             _check_known("column", name, COLUMNS)
+            _check_kind(f"the column of {name}", column, (str,))
         self._check_options()
         _ = self.memory_bytes
 
@@ -89,7 +92,7 @@ class Job:
         """The method must exist and take these options; they must survive a trip through JSON."""
         try:
             json.dumps(dict(self.options))
-        except TypeError as error:
+        except (TypeError, ValueError, RecursionError) as error:
             raise InputError(f"options must be plain numbers, strings and lists: {error}") from None
         if "record" in self.options:
             raise InputError("a run keeps token relevance only: it takes no option 'record'.")
@@ -197,20 +200,26 @@ JobLike = Job | Mapping[str, Any] | str | Path
 class _Loader(yaml.SafeLoader):
     """Plain data only, and no key twice."""
 
-    def construct_mapping(self, node: Any, deep: bool = False) -> dict[Any, Any]:
-        keys = [self.construct_object(key, deep=True) for key, _ in node.value]
+    def compose_mapping_node(self, anchor: Any) -> Any:
+        """As written, before merge keys (``<<``) put those of other mappings beside its own."""
+        node = super().compose_mapping_node(anchor)
+        keys = [(key.tag, key.value) for key, _ in node.value if isinstance(key, yaml.ScalarNode)]
         for key in keys:
             if keys.count(key) > 1:
                 raise yaml.constructor.ConstructorError(
-                    None, None, f"the key {key!r} stands there twice", node.start_mark
+                    None, None, f"the key {key[1]!r} stands there twice", node.start_mark
                 )
-        return super().construct_mapping(node, deep=deep)
+        return node
 
 
 def _read(path: Path) -> Any:
     try:
-        return yaml.load(path.read_text(encoding="utf-8"), Loader=_Loader)
-    except OSError as error:
+        text = path.read_text(encoding="utf-8")
+    except (OSError, UnicodeDecodeError) as error:
         raise InputError(f"cannot read the job {path}: {error}") from error
-    except (yaml.YAMLError, UnicodeDecodeError) as error:
-        raise InputError(f"{path} is not YAML: {error}") from error
+    try:
+        return yaml.load(text, Loader=_Loader)
+    except RecursionError:
+        raise InputError(f"{path} is nested too deeply.") from None
+    except Exception as error:  # over odd scalars PyYAML raises whatever the conversion does
+        raise InputError(f"{path} is not YAML: {' '.join(str(error).split())}") from error

@@ -16,10 +16,10 @@ from lens_attr.attribution.storage import write_whole
 from lens_attr.errors import InputError, SavedResultError
 from lens_attr.graph import ModelGraph
 from lens_attr.graph.fingerprint import fingerprint
-from lens_attr.runs.job import Job
+from lens_attr.runs.job import Job, digest
 
 FORMAT = 1
-MANIFEST, PLAN, SCAN = "manifest.json", "plan.jsonl", ".scan.tmp"
+MANIFEST, PLAN = "manifest.json", "plan.jsonl"
 LIBRARIES = ("torch", "transformer-lens", "transformers", "tokenizers")
 
 
@@ -53,6 +53,11 @@ class Manifest:
     plan_sha256: str
     shards: list[dict[str, Any]] | None = None
     format: int = FORMAT
+
+    @property
+    def run(self) -> str:
+        """Hash of all that is fixed at the first start: what a shard must belong to."""
+        return digest(asdict(replace(self, shards=None)))
 
     def write(self, out: Path) -> None:
         """Write ``manifest.json``, whole or not at all."""
