@@ -20,10 +20,13 @@ from lens_attr.circuits import (
     EdgeScores,
     FaithfulnessComparison,
     FaithfulnessCurve,
+    NodeScores,
     PatchResult,
     PruningComparison,
     PruningCurve,
     Ranking,
+    ScoreAgreement,
+    SelfRepair,
     Wiring,
 )
 from lens_attr.circuits.files import write_json
@@ -80,6 +83,28 @@ def agreement() -> Agreement:
     scores = {"gim": np.array([0.1, 0.2, 0.3, 0.9]), "lrp": np.array([0.3, 0.1, 0.2, 0.4])}
     importance = np.array([0.0, 1.0, 2.0, 3.0])
     return Agreement(scores, importance, names, "signed", 2, "head, noise, zero")
+
+
+def nodes() -> NodeScores:
+    scores = np.arange(4.0).reshape(2, 2)
+    return NodeScores(scores, "resid", ("layer", "pos"), "eap", n=2, metadata=METADATA)
+
+
+def self_repair() -> SelfRepair:
+    row = {"example": 0, "layer": 1, "head": 0, "query": 2, "strength": 0.5, "gim": 0.375}
+    singles = pd.DataFrame([row | {"key": key, "effect": -0.25} for key in range(3)])
+    effects = {"effect_1": -0.25, "effect_2": -0.25, "effect_both": -2.0}
+    pairs = pd.DataFrame([row | {"key_1": 0, "key_2": 1, **effects}])
+    return SelfRepair(singles, pairs, ["gim"], "mean", 0, 0, (2, 2), metadata=METADATA)
+
+
+def score_agreement() -> ScoreAgreement:
+    row = {"example": 0, "layer": 1, "head": 0, "query": 2}
+    singles = [row | {"key": key, "exact": 0.25 * key, "gim": -0.5 * key**2} for key in range(3)]
+    columns = [*row, "key_1", "key_2", "exact", "gim"]
+    pairs = pd.DataFrame([], columns=columns)
+    tokens = [["the", " keys", " near"]]
+    return ScoreAgreement(pd.DataFrame(singles), pairs, ["gim"], "mean", tokens)
 
 
 def edges() -> EdgeScores:
@@ -145,7 +170,8 @@ def write(folder: Path) -> Path:
         evaluation(),
     ):
         each.save(model)
-    faithfulness().save(model)
+    for one in (faithfulness(), nodes(), self_repair(), score_agreement()):
+        one.save(model)
     row = {"rule": "FreezeNorm", "role": "norm_scale", "hook_point": "a", "layer": 0, "fired": 3}
     content = {
         "rules": "gim",

@@ -59,6 +59,9 @@ def drawings_of(folder: Path) -> list[str]:
         run_dir.agreement(),
         run_dir.evaluation(),
         run_dir.faithfulness(),
+        run_dir.nodes(),
+        run_dir.self_repair(),
+        run_dir.score_agreement(),
     ],
     ids=lambda saved: type(saved).__name__,
 )
@@ -112,6 +115,9 @@ def test_the_page_tells_everything_that_the_files_hold(folder: Path) -> None:
         "one head is replaced by zero in the clean run, mean over 2 prompts",
         "So blue cells support the target, which falls without them.",
         "Attribution against exact patching",
+        "Attribution patching, residual stream before each block",
+        "Self-repair, 1 pairs of keys (mean ablation)",
+        "Attention scores: exact effect and relevance",
         f"3 of {run_dir.WIRING.n_edges} edges",
         "0.750",
         "gim is accepted",
@@ -144,6 +150,9 @@ def rewrite(path: Path, change: Any) -> None:
 CHANGES = {
     "pruning.json": (lambda c: c["curves"][0].update(accuracy=[0.125] * 5), "gim 0.125 40"),
     "agreement.json": (lambda c: c["scores"].update(gim=[4.0, 3.0, 2.0, 1.0]), "gim -1.000 -1.000"),
+    "nodes.json": (lambda c: c["scores"][0].__setitem__(0, 17.5), "17.500"),
+    "self_repair.json": (lambda c: c["pairs"].update(strength=[0.005]), "0.010 0 0"),
+    "score_agreement.json": (lambda c: c["singles"].update(gim=[0.0, 1.0, 9.0]), "gim 0.912"),
     "evaluation.json": (lambda c: c.update(circuit=[0.4375] * 3), "0.438 0.438 1.000"),
     "circuit.json": (lambda c: c["edges"][0].__setitem__(2, -4.625), "-4.625"),
     "ranking.json": (lambda c: c.update(n=31), "mean of 31 samples"),
@@ -245,6 +254,12 @@ def test_what_files_say_is_shown_as_text(tmp_path: Path) -> None:
     replace(run_dir.patched(), target=[attack] * 2, target_unit=attack).save(tmp_path)
     replace(run_dir.agreement(), what=attack, names=[attack] * 4).save(tmp_path)
     replace(run_dir.edges(), method=attack).save(tmp_path / "b")
+    nodes = replace(run_dir.nodes(), n=1, method=attack, target_unit=attack)
+    replace(nodes, str_tokens=[[attack, attack]]).save(tmp_path)
+    for one in (run_dir.self_repair(), run_dir.score_agreement()):
+        both = [table.rename(columns={"gim": attack}) for table in (one.singles, one.pairs)]
+        tables = dict(zip(("singles", "pairs"), both, strict=True))
+        replace(one, **tables, methods=[attack], replace=attack, unit=attack).save(tmp_path)
     write_about(tmp_path, attack, attack, title=attack, prose=attack, refused={attack: attack})
     path = write_page(run_page(tmp_path), tmp_path / "index.html")
     Elements(path.read_text("utf-8")).harmless()

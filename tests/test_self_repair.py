@@ -257,6 +257,8 @@ def test_what_is_refused() -> None:
     with small.untyped():
         with pytest.raises(la.InputError, match=r"layers must be a list .*\[0\], got 0"):
             run(layers=0)
+        with pytest.raises(la.InputError, match=r"heads must be a list .*got \[\]"):
+            run(heads=[])
         with pytest.raises(la.InputError, match=r"batch_size must be a whole number .* got None"):
             run(batch_size=None)
         with pytest.raises(la.InputError, match=r"target must be a target such as .* ' are'"):

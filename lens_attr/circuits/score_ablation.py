@@ -7,7 +7,7 @@ here is exact; the predictions of gradient methods are first order in the same a
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Collection, Iterable, Iterator, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass
 from functools import partial
@@ -214,12 +214,17 @@ def _rule_sets(methods: Sequence[str | RuleSet]) -> dict[str, RuleSet]:
 def _indices(name: str, chosen: Sequence[int] | None, n: int) -> list[int]:
     if chosen is None:
         return list(range(n))
-    if isinstance(chosen, int | str) or not all(isinstance(i, Integral) for i in chosen):
-        raise InputError(f"{name} must be a list of numbers such as [0], got {chosen!r}.")
+    _check_numbers(name, chosen, "a list of numbers such as [0]")
     wrong = [i for i in chosen if not 0 <= i < n]
     if wrong:
         raise InputError(f"{name} {wrong} are out of range: the model has {name} 0 to {n - 1}.")
     return [int(i) for i in chosen]
+
+
+def _check_numbers(name: str, chosen: Any, wanted: str) -> None:
+    whole = isinstance(chosen, Collection) and all(isinstance(i, Integral) for i in chosen)
+    if not whole or not len(chosen):
+        raise InputError(f"{name} must be {wanted}, got {chosen!r}.")
 
 
 def _queries(
@@ -233,8 +238,7 @@ def _queries(
     if queries == "all":
         last = [max(row) for row in every] if graph.is_masked_model else explained
         return [[q for q in row if q <= at] for row, at in zip(every, last, strict=True)]
-    if isinstance(queries, str | int) or not all(isinstance(q, Integral) for q in queries):
-        raise InputError(f"queries must be 'explained', 'all' or positions, got {queries!r}.")
+    _check_numbers("queries", queries, "'explained', 'all' or positions")
     for example, row in enumerate(every):
         wrong = [q for q in queries if not -len(row) <= q < len(row)]
         if wrong:

@@ -25,9 +25,12 @@ from lens_attr.circuits import (
     CircuitEvaluation,
     EdgeScores,
     FaithfulnessComparison,
+    NodeScores,
     PatchResult,
     PruningComparison,
     Ranking,
+    ScoreAgreement,
+    SelfRepair,
 )
 from lens_attr.circuits.files import read_json, write_json
 from lens_attr.errors import InputError, LensAttrError, SavedResultError
@@ -79,7 +82,10 @@ READERS: dict[str, Callable[[Path], Any]] = {
     "ranking.json": Ranking.load,
     "pruning.json": PruningComparison.load,
     "patching.json": PatchResult.load,
+    "nodes.json": NodeScores.load,
     "agreement.json": Agreement.load,
+    "self_repair.json": SelfRepair.load,
+    "score_agreement.json": ScoreAgreement.load,
     "edges.json": EdgeScores.load,
     "circuit.json": Circuit.load,
     "evaluation.json": CircuitEvaluation.load,

@@ -47,6 +47,18 @@ PATCHING = (
     "What happens to the target when one {unit} is replaced by {source} in {run}, mean over {n}. "
     "This is exact: the model runs once per cell. Orange: the target rises; blue: it falls. {sign}"
 )
+NODES = (
+    "What would happen to the target if a node took its value in the corrupted run, predicted for "
+    "all nodes at once from gradients. The largest are listed."
+)
+REPAIR = (
+    "Attention scores were ablated one by one and in pairs, exactly. Below the diagonal two keys "
+    "stand in for each other: either alone changes little, both together much."
+)
+SCORES = (
+    "What ablating each attention score does to the target, beside its relevance; every panel is "
+    "relative to its largest value."
+)
 SIGNS = {
     "denoise": "What raises it carries something that the prediction needs.",
     "noise": "So blue cells support the target, which falls without them.",
@@ -250,6 +262,34 @@ def patching(chapter: Chapter) -> list[Section]:
     return sections
 
 
+def attribution_patching(chapter: Chapter) -> list[Section]:
+    """What attribution patching predicts of every node."""
+    sections = []
+    for found in chapter.of("nodes.json"):
+        result = found.result
+        layers = range(len(result.scores)) if len(result.axes) == 3 else [None]
+        drawn = [] if result.unit == "neuron" else [plots.nodes(result, at) for at in layers]
+        content = [*drawn, result.to_pandas().head(MOST_ROWS)]
+        title = "Attribution patching"
+        sections.append(Section(title, NODES, content, level=3, files=[found.file]))
+    return sections
+
+
+def attention_scores(chapter: Chapter) -> list[Section]:
+    """Exact ablation of attention scores, and the relevance of the same scores."""
+    sections = []
+    for found in chapter.of("self_repair.json"):
+        result = found.result
+        drawn = [plots.self_repair(result)] if len(result.pairs) else []
+        content = [*drawn, result.agreement(), result.group_counts()]
+        sections.append(Section("Self-repair", REPAIR, content, level=3, files=[found.file]))
+    for found in chapter.of("score_agreement.json"):
+        content = [plots.score_map(found.result), found.result.to_pandas()]
+        title = "Attention scores"
+        sections.append(Section(title, SCORES, content, level=3, files=[found.file]))
+    return sections
+
+
 def circuits(chapter: Chapter) -> list[Section]:
     """The circuit, how faithful it is, and the edges behind it."""
     content: list[Content] = []
@@ -378,6 +418,8 @@ KINDS = (
     heads,
     pruning,
     patching,
+    attribution_patching,
+    attention_scores,
     circuits,
     coverage,
     benchmarks,
