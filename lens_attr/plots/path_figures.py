@@ -245,10 +245,4 @@ def _extra(result: Relevance, name: str) -> Float[NDArray[np.float64], "batch _"
 
 
 def _real(result: Relevance, example: int) -> Bool[NDArray[np.bool_], " pos"]:
-    mask = result.attention_mask.cpu().numpy()
-    if mask.shape[1] != _extra(result, "net_attention").shape[1]:
-        raise InputError(
-            "this is one example of a padded batch, whose parts keep the padding: draw the whole "
-            "result with example=i instead of result[i]."
-        )
-    return mask[example]
+    return result.attention_mask[example].cpu().numpy()
