@@ -47,7 +47,7 @@ def faithfulness(result: FaithfulnessComparison) -> go.Figure:
         raise InputError("the curves are over different axes: draw those of one axis together.")
     empty = _place_of_empty(curves)
     fig = figure(f"Faithfulness of circuits, {curves[0].ordering} ordering", height=480)
-    fig.update_layout(showlegend=True)
+    fig.update_layout(showlegend=True, legend_y=-0.32)
     for i, curve in enumerate(result.random):
         _random(fig, curve, empty, len(result.random) if i == 0 else 0)
     for i, curve in enumerate(result.curves):
