@@ -44,7 +44,7 @@ bench-demo: $(ENV_39)/installed ## every method on the demo models: benchmarks/r
 bench-seeds: $(ENV_39)/installed ## the demo models trained with two more seeds (hours)
 	$(ENV_39)/bin/python benchmarks/seeds.py
 
-test: lint test-wheel test-39 test-4 ## everything that continuous integration checks
+test: lint test-wheel docs test-39 test-4 ## everything that continuous integration checks
 
 lint: $(ENV_39)/installed ## style, types and the direction of imports
 	$(ENV_39)/bin/ruff check .

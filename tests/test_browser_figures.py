@@ -34,8 +34,9 @@ CLASHES = """Array.from(document.querySelectorAll('.plot')).flatMap(plot => {
     && Math.min(a.bottom, b.bottom) - Math.max(a.top, b.top) > 2;
   const out = words.filter(({at}) => at.left < frame.left - 2 || at.right > frame.right + 2
     || at.bottom > frame.bottom + 2 || at.top < frame.top - 2);
-  return [...out.map(({says}) => `${says} sticks out`), ...words.flatMap((one, i) => words.slice(i + 1)
-    .filter(other => meets(one.at, other.at)).map(other => `${one.says} on ${other.says}`))]
+  const over = words.flatMap((one, i) => words.slice(i + 1)
+    .filter(other => meets(one.at, other.at)).map(other => `${one.says} on ${other.says}`));
+  return [...out.map(({says}) => `${says} sticks out`), ...over]
     .map(what => `${plot.getAttribute('aria-label')}: ${what}`);
 })"""
 

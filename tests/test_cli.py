@@ -420,7 +420,7 @@ def test_attribute_saves_and_writes_a_page(tmp_path: Path) -> None:
     assert la.Relevance.load(one).target == ["logit of ' are' - logit of ' is'"]
     markup = page.read_text(encoding="utf-8")
     assert "cabinet" in markup or "cabin" in markup
-    good("attribute", TEXT, *PAIR, "--methods", "gim, lrp", "--method", "gim", "--save", two)
+    good("attribute", TEXT, *PAIR, "--methods", "gim,", "--method", "lrp", "--save", two)
     assert la.Relevance.load(two / "gim").method == "gim"
     assert la.Relevance.load(two / "lrp").method == "lrp"
 

@@ -161,6 +161,25 @@ def test_the_link_check_can_fail(tmp_path: Path) -> None:
     assert anchors(page) == {"one-two-three"}
 
 
+def test_the_house_is_drawn_as_the_imports_are_checked() -> None:
+    """Floor by floor, the rooms of a floor in any order; `_version` and `__main__` are no rooms."""
+    drawing = (DOCS / "architecture.md").read_text("utf-8").split("## The house")[1]
+    drawing = drawing.split("What flows")[0]
+    floors = re.split(r"^    \+[-+]+\+$", drawing, flags=re.MULTILINE)[1:-1]
+    rooms = [re.findall(r"\b[a-z]+\b", floor.strip().splitlines()[0]) for floor in floors]
+    layers = toml("pyproject.toml")["tool"]["importlinter"]["contracts"][0]["layers"]
+    known = [[n for n in re.findall(r"\w+", layer) if n[0] != "_"] for layer in layers]
+    known = [names for names in known if names]
+    assert [sorted(drawn[: len(names)]) for drawn, names in zip(rooms, known, strict=True)] == [
+        sorted(names) for names in known
+    ]
+
+
+def toml(name: str) -> dict[str, Any]:
+    tomllib = pytest.importorskip("tomllib")  # of Python 3.11 and later
+    return tomllib.loads((ROOT / name).read_text("utf-8"))
+
+
 def listed(entry: Any) -> list[str]:
     """The pages of the navigation."""
     if isinstance(entry, str):

@@ -15,6 +15,7 @@ import plotly.graph_objects as go
 import pytest
 import run_dir
 import torch
+from browser import CHROMIUM
 from test_plots import relevance
 from test_plots_aieg import result as aieg
 
@@ -59,12 +60,25 @@ def test_a_browser_that_kaleido_cannot_find_is_our_error(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     def fails(self: go.Figure, path: Path, **how: object) -> None:
-        raise RuntimeError("no Chrome here")
+        raise RuntimeError("no Chrome here;", "install it")
 
     monkeypatch.setattr(figure_files, "find_spec", lambda name: SimpleNamespace())
     monkeypatch.setattr(go.Figure, "write_image", fails)
-    with pytest.raises(InputError, match=r"kaleido could not draw a\.svg: no Chrome here"):
+    with pytest.raises(
+        InputError, match=r"kaleido could not draw a\.svg: no Chrome here; install it$"
+    ):
         plots.export(go.Figure(), tmp_path / "a.svg")
+
+
+@pytest.mark.skipif(CHROMIUM is None, reason="no Chromium here")
+@pytest.mark.parametrize(
+    ("kind", "begins"), [("png", b"\x89PNG"), ("svg", b"<svg"), ("pdf", b"%PDF")]
+)
+def test_a_picture_is_really_drawn(kind: str, begins: bytes, tmp_path: Path) -> None:
+    pytest.importorskip("kaleido")  # of the extra "test", so that `make test` has it
+    path = plots.export(plots.relevance(relevance()), tmp_path / "new" / f"figure.{kind}")
+    content = path.read_bytes()
+    assert content.startswith(begins) and len(content) > 3000
 
 
 def test_another_ending_is_refused(tmp_path: Path) -> None:

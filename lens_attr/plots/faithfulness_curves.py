@@ -11,11 +11,14 @@ import plotly.graph_objects as go
 from lens_attr.display import count
 from lens_attr.errors import InputError
 from lens_attr.plots.palette import LINES, RANDOM
+from lens_attr.plots.panels import wrapped
 from lens_attr.plots.template import figure
 
 if TYPE_CHECKING:
     from lens_attr.circuits.faithfulness_results import FaithfulnessComparison, FaithfulnessCurve
 
+_LINE = 36
+"""Characters of a title's line: two lines stay above the legend."""
 _TITLES = {
     "fraction": "edges in the circuit, share of the model's (axis: fraction)",
     "percentage": "edges chosen before pruning, share of the model's (axis: percentage)",
@@ -44,7 +47,7 @@ def faithfulness(result: FaithfulnessComparison) -> go.Figure:
         raise InputError("the curves are over different axes: draw those of one axis together.")
     empty = _place_of_empty(curves)
     fig = figure(f"Faithfulness of circuits, {curves[0].ordering} ordering", height=480)
-    fig.update_layout(showlegend=True)
+    fig.update_layout(showlegend=True, legend_y=-0.32)
     for i, curve in enumerate(result.random):
         _random(fig, curve, empty, len(result.random) if i == 0 else 0)
     for i, curve in enumerate(result.curves):
@@ -58,7 +61,7 @@ def faithfulness(result: FaithfulnessComparison) -> go.Figure:
             hovertemplate="%{y:.3f}, %{customdata}<extra></extra>",
         )
     fig.add_hline(y=1.0, line={"dash": "dot", "color": RANDOM, "width": 1})
-    fig.update_xaxes(title_text=_TITLES[axis], type="log", **_ticks(curves, empty))
+    fig.update_xaxes(title_text=wrapped(_TITLES[axis], _LINE), type="log", **_ticks(curves, empty))
     fig.update_yaxes(title_text="faithfulness (1 whole model, 0 corrupted)")
     return fig
 

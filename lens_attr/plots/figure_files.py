@@ -56,5 +56,6 @@ def export(
     try:
         figure.write_image(path, format=kind, width=width, height=height, scale=scale)
     except (RuntimeError, ValueError) as error:
-        raise InputError(f"kaleido could not draw {path.name}: {error}") from error
+        why = " ".join(map(str, error.args)) or type(error).__name__
+        raise InputError(f"kaleido could not draw {path.name}: {why}") from error
     return path
