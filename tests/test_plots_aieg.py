@@ -110,7 +110,7 @@ def test_gradients_against_distance_share_one_scale() -> None:
     assert (plain.xaxis, emphasised.xaxis) == ("x", "x2")
     assert figure.layout.yaxis2.matches == "y"
     titles = [annotation.text for annotation in figure.layout.annotations]
-    assert titles == ["integrated gradients", "with emphasis"]
+    assert titles == ["integrated gradients", "with emphasis", "distance (tokens)"]
     logarithmic = plots.gradient_distance(relevance, log=True)
     assert logarithmic.layout.yaxis.type == logarithmic.layout.yaxis2.type == "log"
 

@@ -70,8 +70,9 @@ class Alti(MixingExplainer):
 
         tokens = row t of C_L C_{L-1} ... C_1
 
-    with t the explained position. Target-free; non-negative, summing to 1. Source: arXiv
-    2203.04212. Cost: 1 forward, and per block n_heads * d_model operations for each pair of tokens.
+    with t the explained position; ``tokens`` [batch, pos]. Target-free; non-negative, summing to 1.
+    Source: arXiv 2203.04212. Cost: 1 forward, and per block n_heads * d_model operations for each
+    pair of tokens.
 
     In a post-norm block (BERT) y comes after the first norm, which is linearised; in a pre-norm
     block it is the stream after attention, as in ALTI-Logit. A norm behind attention alone (Gemma)

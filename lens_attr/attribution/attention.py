@@ -41,9 +41,9 @@ class AttentionOnly(AttentionExplainer):
 
         tokens_j = 1 / (L H) sum_l sum_h A^{l,h}_ij
 
-    Non-negative, summing to 1. Cost: 1 forward. AIEG's NetAttention, without values; that paper
-    leaves open whether the row i is that of the position predicting the token or of the token
-    itself, so it is an option.
+    ``tokens`` [batch, pos]. Non-negative, summing to 1. Cost: 1 forward. NetAttention of AIEG
+    (2025), without values; that paper leaves open whether the row i is that of the position
+    predicting the token or of the token itself, so it is an option.
 
     Attributes:
         row: ``"predicting"``: i is the explained position. ``"token"``: i is where the target's
@@ -151,7 +151,8 @@ class AttentionRollout(AttentionExplainer):
 
         A_l = normalise(mean_h A^{l,h} + I),    tokens = row t of A_L A_{L-1} ... A_1
 
-    with t the explained position. Target-free. Non-negative, summing to 1. Cost: 1 forward.
+    with t the explained position; ``tokens`` [batch, pos]. Target-free. Non-negative, summing to 1.
+    Cost: 1 forward.
     """
 
     def explain_many(

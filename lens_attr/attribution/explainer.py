@@ -78,6 +78,10 @@ class Explainer(ABC):
         """How many forwards `explain_many` takes, for the progress bar."""
         return 1
 
+    def backwards(self, graph: ModelGraph, batch: TokenBatch, targets: Sequence[Resolved]) -> int:
+        """How many backwards `explain_many` takes, each for one target, for the progress bar."""
+        return 0
+
     def refuse(self, graph: ModelGraph, batch: TokenBatch) -> None:  # noqa: B027
         """Raise where this method is not defined for a model, or an option not for the input.
 

@@ -46,6 +46,8 @@ Hidden = Bool[Tensor, "row pos"]
 class Occlusion(PerturbationExplainer):
     """``F(x) - F(x without token i)`` (Zeiler & Fergus 2014; leave-one-out, Li et al. 2016).
 
+    ``tokens`` [batch, pos]: the mean of that difference over the windows that cover the token.
+
     A token is occluded by putting ``baseline`` in the place of its embedding, or, with
     ``baseline="remove"``, by taking it out of the text, so that later positions move up; where
     the removed token is the one that predicts, the token before it predicts. The true change of
@@ -56,6 +58,8 @@ class Occlusion(PerturbationExplainer):
     so that each position has texts of its own).
 
     Attributes:
+        embeddings: which part of the embedding gives way; not with ``"remove"``, which takes away
+            all of it.
         window: how many neighbouring tokens are occluded together. Every window of the text is
             occluded once, and a token gets the mean over the windows that cover it.
         special_tokens: whether special tokens are left alone, see `SpecialTokens`.
@@ -71,6 +75,16 @@ class Occlusion(PerturbationExplainer):
             raise InputError(
                 f"special_tokens must be 'keep' or 'occlude', got {self.special_tokens!r}."
             )
+        if self._removes and self.embeddings != "token":
+            raise InputError(
+                'baseline="remove" takes tokens out of the text, with all that is embedded of '
+                'them: embeddings="full" belongs to the baselines that take their place.'
+            )
+
+    def refuse(self, graph: ModelGraph, batch: TokenBatch) -> None:
+        """See `Explainer.refuse`."""
+        if not self._removes:
+            super().refuse(graph, batch)
 
     def forwards(self, graph: ModelGraph, batch: TokenBatch, targets: Sequence[Resolved]) -> int:
         """See `Explainer.forwards`."""
@@ -81,6 +95,10 @@ class Occlusion(PerturbationExplainer):
             rows = Windows.of(occludable, self.window).rows(_whole_batch(some))
             found += 1 + -(-len(rows) // self.rows_per_call(batch, some))
         return found
+
+    def backwards(self, graph: ModelGraph, batch: TokenBatch, targets: Sequence[Resolved]) -> int:
+        """None. See `Explainer.backwards`."""
+        return 0
 
     def explain_many(
         self, graph: ModelGraph, batch: TokenBatch, targets: Sequence[Resolved]
