@@ -119,7 +119,7 @@ def attribute(
     for notice in notices:
         give_notice(notice)
     result = _assemble(graph, batch, targets, parts, method, metadata | {"notices": notices})
-    return replace(result, per_token=explainer.per_token)
+    return replace(result, per_token=list(explainer.per_token))
 
 
 def compare(

@@ -81,7 +81,7 @@ class Relevance(Shown):
     extra: Mapping[str, Tensor] = field(default_factory=dict)
     metadata: Mapping[str, Any] = field(default_factory=dict)
     special: Bool[Tensor, "B P"] | None = None
-    per_token: Sequence[str] = ()
+    per_token: list[str] = field(default_factory=list)
 
     def __len__(self) -> int:
         return len(self.str_tokens)

@@ -56,7 +56,7 @@ def under_policy(relevance: Relevance, policy: str, also: Also) -> Relevance:
     per_token = relevance.per_token
     if policy == "separate":
         extra[APART] = torch.where(special, relevance.tokens, 0.0)
-        per_token = (*per_token, APART)
+        per_token = [*per_token, APART]
     return replace(
         relevance,
         tokens=torch.where(special, 0.0, relevance.tokens),
