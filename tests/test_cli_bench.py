@@ -206,6 +206,17 @@ def test_compare_pairs_the_samples_of_two_runs(tmp_path: Path) -> None:
     assert run("bench", "--compare", a, tmp_path / "nowhere").exit_code == 1
 
 
+def test_results_under_version_control_cannot_be_paired_and_say_how_to_make_them(
+    tmp_path: Path,
+) -> None:
+    shipped = Path(__file__).parents[1] / "benchmarks" / "results" / "demo-gpt2"
+    good("bench", "--task", "sva", "--n", "3", "--methods", "lrp", "--out", tmp_path)
+    ran = run("bench", "--compare", shipped, tmp_path)
+    assert ran.exit_code == 1
+    assert "no per-sample tables (samples/*.parquet) with the first run" in ran.stderr
+    assert "make them again, 'lens-attr bench --model demo-gpt2 --task sva,ra,qa" in ran.stderr
+
+
 def test_runs_without_common_results_cannot_be_compared() -> None:
     empty = BenchTable(pd.DataFrame(columns=list(COLUMNS)))
     with pytest.raises(InputError, match="no task and method in common"):

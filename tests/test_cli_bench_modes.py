@@ -83,8 +83,11 @@ def test_faithfulness_goes_through_every_block_by_default(tmp_path: Path) -> Non
 
 
 def test_ablations_by_other_measures(tmp_path: Path) -> None:
-    for measure, metric in (("--deletion", "log_odds"), ("--faithfulness", "sufficiency")):
-        flags = ["--ablate", "gim", measure, "--layers", "none", "--json"]
+    tokens = ["--layers", "none"]
+    for measure, metric, more in (
+        ("--deletion", "log_odds", []), ("--faithfulness", "sufficiency", tokens)
+    ):  # fmt: skip
+        flags = ["--ablate", "gim", measure, *more, "--json"]
         document = json.loads(good(*base(*flags, "--out", tmp_path / measure)))
         rows = [row for row in document["ablation"] if row["metric"] == metric]
         assert {row["series"] for row in rows} == {"cumulative", "leave one out", "temperature"}
@@ -128,6 +131,30 @@ def test_a_file_without_samples_exits_with_0_and_the_reason(mode: str, tmp_path:
         (["--faithfulness", "--deletion"], "different runs"),
         (["--ablate", "gim", "--speed"], "does not go with"),
         (["--ablate", "gradient"], "gradient"),
+        *(
+            (option.split(), f"{option.split()[0]} goes with {modes}, not with the plain benchmark")
+            for option, modes in {
+                "--k 77": "--deletion",
+                "--unit token": "--deletion",
+                "--delete remove": "--deletion",
+                "--lengths 50,200": "--deletion and --faithfulness",
+                "--interest random": "--deletion and --faithfulness",
+                "--layers 1": "--faithfulness",
+                "--token x": "--faithfulness",
+                "--k 20": "--deletion",
+            }.items()
+        ),
+        *(
+            (["--deletion", *option.split()], f"{option.split()[0]} goes with the plain benchmark")
+            for option in ("--ties dense", "--keep-incorrect", "--special-tokens", "--whole-text")
+        ),
+        (["--deletion", "--not-contrastive"], "goes with the plain benchmark and --faithfulness"),
+        (["--axes", "--embeddings", "token"], "--stability and --length, not with --axes"),
+        (["--speed", "--batch-size", "3"], "--batch-size goes with"),
+        (["--ablate", "gim", "--methods", "attnlrp"], "--methods does not go with --ablate"),
+        (["--skip-bad"], "--skip-bad says how a file is read: give one with --data or --pairs"),
+        (["--template", "x"], "give one with --data"),
+        (["--compare", ".", "."], "--task does not go with --compare"),
         (["--faithfulness", "--layers", "first"], "whole numbers"),
     ],
 )

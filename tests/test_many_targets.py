@@ -108,13 +108,31 @@ def test_forwards_do_not_grow_with_the_targets(name: str, method: str) -> None:
         assert predicted == forwards_of(model, method, targets, ids)
 
 
-ONE_FORWARD = ["gradient_x_input", "lrp", "attnlrp", "gim", "relp", "gradient_l1", "deeplift"]
+@pytest.mark.parametrize("method", METHODS)
+@pytest.mark.parametrize("name", [small.EVERY[0], small.EVERY[-1]])
+def test_forwards_do_not_grow_with_the_positions(name: str, method: str) -> None:
+    """7 of them, as in a generated text; a method that costs one forward costs one."""
+    model, ids = small.model(name), tiny.token_ids(name.split("-")[0], rows=2)
+    everywhere = [la.Logit(9, position=i) for i in range(ids.shape[1])]
+    try:
+        alone = forwards_of(model, method, everywhere[0], ids)
+    except la.UnsupportedModelError:
+        return
+    assert forwards_of(model, method, everywhere, ids) == alone
+    passes = METHODS[method].cost.replace(";", ",").split(",")[0]
+    assert (alone == 1) == (passes == "1 forward")
 
 
-@pytest.mark.parametrize("method", ONE_FORWARD)
-def test_one_forward_also_where_positions_differ(method: str) -> None:
-    ids = tiny.token_ids("gpt2", rows=2)
-    assert forwards_of(small.model(small.GPT2[0]), method, SPREAD, ids) == 1
+@pytest.mark.parametrize("name", small.MASKED)
+def test_a_masked_model_removes_other_tokens_for_every_position(name: str) -> None:
+    """What predicts stays, so that texts cannot be shared; the sum over positions is as alone."""
+    model, ids = small.model(name, EXACT), tiny.token_ids("bert")
+    spread = [la.Logit(9, position=2), la.Logit(9, position=4)]
+    many = explained(model, "occlusion", spread, ids, baseline="remove")
+    for k, target in enumerate(spread):
+        alone = explained(model, "occlusion", target, ids, baseline="remove")
+        assert_same(many, alone, k, 2, 1e-12)
+        assert many.tokens[k, 2 + 2 * k] == 0
 
 
 # ------------------------------------------------------------- backwards one by one, and together

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass, replace
-from typing import Literal, get_args
+from typing import ClassVar, Literal, get_args
 
 import torch
 from jaxtyping import Bool, Float
@@ -157,6 +157,15 @@ class AIEG(PerturbationExplainer):
         row: whose attention counts, see `Row`. ``"token"`` is the paper's Figure 1b.
         occurrence: which occurrence of the token in the text, for ``row="token"``.
     """
+
+    per_token: ClassVar = (
+        "integrated_gradients",
+        "emphasised",
+        "emphasised_normalised",
+        "net_attention",
+        "gradient_norm",
+        "emphasised_gradient_norm",
+    )
 
     steps: int = 50
     output: Output = "logit"

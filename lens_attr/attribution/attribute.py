@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import importlib.metadata
 from collections.abc import Collection, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
@@ -61,8 +61,8 @@ def attribute(
     Methods made of rules take one forward and one modified backward per batch; what others cost
     stands in ``la.methods()``. Several targets take the same forwards as one, and equal as many
     calls: methods made of rules, gradient norms and DeepLIFT add one backward per target, the
-    integrated gradients family one per target and step; occlusion, attention and ALTI add nothing,
-    where the targets share their position. Backwards of several targets run as one where that is
+    integrated gradients family one per target and step; occlusion, attention and ALTI add nothing.
+    Backwards of several targets run as one where that is
     faster, on short texts.
 
     Args:
@@ -118,7 +118,8 @@ def attribute(
     notices = _notices(graph, batch, targets, explainer, parts)
     for notice in notices:
         give_notice(notice)
-    return _assemble(graph, batch, targets, parts, method, metadata | {"notices": notices})
+    result = _assemble(graph, batch, targets, parts, method, metadata | {"notices": notices})
+    return replace(result, per_token=explainer.per_token)
 
 
 def compare(

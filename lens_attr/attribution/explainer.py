@@ -5,7 +5,7 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from dataclasses import dataclass, field, fields
-from typing import Any
+from typing import Any, ClassVar
 
 from jaxtyping import Float
 from torch import Tensor
@@ -48,7 +48,13 @@ class Explained:
 
 @dataclass(frozen=True, kw_only=True)
 class Explainer(ABC):
-    """One method with its options, which are its fields. Holds no model."""
+    """One method with its options, which are its fields. Holds no model.
+
+    Attributes:
+        per_token: names of the parts in ``extra`` that have a position axis, the second.
+    """
+
+    per_token: ClassVar[tuple[str, ...]] = ()
 
     @abstractmethod
     def explain_many(

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from math import inf
-from typing import Any, Literal
+from typing import Any, ClassVar, Literal
 
 import torch
 from jaxtyping import Bool, Float, Int
@@ -248,6 +248,8 @@ class GradientShap(PerturbationExplainer):
         baselines: several baselines to draw from, each as ``baseline`` would be given, instead of
             the one.
     """
+
+    per_token: ClassVar = ("standard_error",)
 
     n_samples: int = 50
     seed: int = 0

@@ -22,7 +22,6 @@ from lens_attr.attribution.scoring import (
     by_position,
     refuse_non_finite,
     target_values,
-    with_shared_position,
 )
 from lens_attr.errors import InputError
 from lens_attr.graph import ModelGraph
@@ -55,7 +54,8 @@ class Occlusion(PerturbationExplainer):
     the model, not an approximation by gradients; it does not sum to the target.
 
     Cost: 1 forward, and 1 for each occluded window, in batches of ``max_batch_tokens``. Further
-    targets at the same position cost nothing.
+    targets cost nothing, wherever they stand (in a masked model, ``"remove"`` keeps what predicts,
+    so that each position has texts of its own).
 
     Attributes:
         embeddings: which part of the embedding gives way; not with ``"remove"``, which takes away
@@ -89,7 +89,7 @@ class Occlusion(PerturbationExplainer):
     def forwards(self, graph: ModelGraph, batch: TokenBatch, targets: Sequence[Resolved]) -> int:
         """See `Explainer.forwards`."""
         found = 0
-        for group in by_position(targets):
+        for group in self._groups(graph, targets):
             some = [targets[k] for k in group]
             occludable = self._occludable(graph, batch, some[0])
             rows = Windows.of(occludable, self.window).rows(_whole_batch(some))
@@ -103,10 +103,19 @@ class Occlusion(PerturbationExplainer):
     def explain_many(
         self, graph: ModelGraph, batch: TokenBatch, targets: Sequence[Resolved]
     ) -> list[Explained]:
-        """Every occluded text serves the targets of one position. See `Explainer.explain_many`."""
-        return with_shared_position(targets, lambda some: self._at_one_position(graph, batch, some))
+        """Every occluded text serves all targets. See `Explainer.explain_many`."""
+        found: dict[int, Explained] = {}
+        for group in self._groups(graph, targets):
+            some = [targets[k] for k in group]
+            found |= zip(group, self._together(graph, batch, some), strict=True)
+        return [found[k] for k in range(len(targets))]
 
-    def _at_one_position(
+    def _groups(self, graph: ModelGraph, targets: Sequence[Resolved]) -> list[list[int]]:
+        """Indices of the targets that share their occluded texts."""
+        own_texts = self._removes and graph.is_masked_model
+        return by_position(targets) if own_texts else [list(range(len(targets)))]
+
+    def _together(
         self, graph: ModelGraph, batch: TokenBatch, targets: Sequence[Resolved]
     ) -> list[Explained]:
         baseline = None if self._removes else self.baseline

@@ -56,15 +56,16 @@ def compare_runs(first: BenchTable, second: BenchTable, seed: int = 0) -> pd.Dat
 
 
 def _nothing_in_common(first: BenchTable, second: BenchTable) -> str:
-    bare = [which for which, one in (("first", first), ("second", second)) if not one.samples]
+    runs = {"first": first, "second": second}
+    bare = {which: one for which, one in runs.items() if len(one.rows) and not one.samples}
     if not bare:
         return "the two runs have no task and method in common."
-    commands = dict.fromkeys(one.metadata.get("command") for one in (first, second))
+    commands = dict.fromkeys(one.metadata.get("command") for one in bare.values())
     again = " and ".join(f"'{command}'" for command in commands if command)
     return (
-        f"the {' and the '.join(bare)} run come without per-sample tables (samples/*.parquet), as "
-        "results under version control do, and only samples can be paired: make them again"
-        f"{f' with {again}' if again else ''}, each with an --out of its own."
+        "only samples can be paired, and there are no per-sample tables (samples/*.parquet) with "
+        f"the {' and the '.join(bare)} run, as with results under version control: make them again"
+        f"{f', {again}' if again else ''}."
     )
 
 

@@ -134,11 +134,12 @@ def _first_answer(answers: Any) -> dict[str, Any] | None:
         RowError: neither form.
     """
     if isinstance(answers, dict):
-        columns = {name: answers.get(name) for name in ("text", "answer_start")}
-        wrong = [name for name, column in columns.items() if not isinstance(column, list)]
-        if wrong:
-            raise RowError(f"'answers' has no list {wrong[0]!r}")
-        answers = [{name: one[0] for name, one in columns.items()}] if all(columns.values()) else []
+        names = ("text", "answer_start")
+        for name in names:
+            if not isinstance(answers.get(name), list):
+                raise RowError(f"'answers' has no list {name!r}")
+        rows = zip(*(answers[name] for name in names), strict=False)
+        answers = [dict(zip(names, row, strict=True)) for row in rows]
     if not isinstance(answers, (list, type(None))):
         raise RowError("'answers' is no list")
     first = answers[0] if answers else None
