@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import inspect
 import re
+from itertools import pairwise
 
 import pytest
 
@@ -41,7 +42,7 @@ def test_a_formula_is_an_indented_block_of_its_own() -> None:
     """Markdown would run it into the paragraph without an empty line on both sides."""
     for method in METHODS:
         lines = ["", *docstring(method).partition("Attributes:")[0].splitlines(), ""]
-        for before, line in zip(lines, lines[1:], strict=False):
+        for before, line in pairwise(lines):
             starts, ends = line.startswith("    "), before.startswith("    ")
             assert not (starts and before and not ends), f"{method}: {line}"
             assert not (ends and line and not starts), f"{method}: {before}"
