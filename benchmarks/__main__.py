@@ -21,7 +21,16 @@ from typing import Any
 import numpy as np
 import torch
 
-from benchmarks import alti_logit, circuits, many_targets, memory, presets, runs, startup
+from benchmarks import (
+    alti_logit,
+    bench_call,
+    circuits,
+    many_targets,
+    memory,
+    presets,
+    runs,
+    startup,
+)
 from benchmarks.harness import Options, Row, machine, table
 
 RESULTS = Path(__file__).parent / "results"
@@ -31,11 +40,13 @@ Section = dict[str, Any]
 SECTIONS: dict[str, tuple[str, Callable[[Options], Iterator[Row]], Any]] = {
     "startup": ("Start", startup.rows, startup),
     "presets": ("Presets beside gradient x input", presets.rows, presets),
+    "presets_1b": ("Presets at 1B shape", presets.llama_rows, presets.llama_rows),
     "launches": ("Operations of the backward", presets.launch_rows, presets.launch_rows),
     "memory": ("Peak memory", memory.rows, memory),
     "long": ("Long contexts", memory.long_context_rows, memory.long_context_rows),
     "many_targets": ("Several targets of one text", many_targets.rows, many_targets),
     "alti_logit": ("ALTI-Logit", alti_logit.rows, alti_logit),
+    "bench": ("A thousand samples in one call", bench_call.rows, bench_call),
     "circuits": ("Pruning, patching, edges", circuits.rows, circuits),
     "runs": ("Data-set runs", runs.rows, runs),
     "alti_logit_xl": ("ALTI-Logit at GPT-2-xl shape", alti_logit.xl_rows, alti_logit.xl_rows),

@@ -2,7 +2,7 @@
 
 Pruning stands beside one full forward per step, and must give the same accuracy at every step; the
 head sweep beside `transformer_lens.patching`, and must give the same numbers; all edges at once
-beside one forward and backward.
+beside one forward and backward. Memory is counted as in the section on peak memory.
 """
 
 from __future__ import annotations
@@ -25,9 +25,11 @@ from benchmarks.harness import (
     build,
     interleaved,
     newest_backend,
+    peak,
     seconds_of,
     setting,
 )
+from benchmarks.memory import PLAIN
 from benchmarks.presets import gradient_by_hand
 from lens_attr.circuits import Ranking, edge_scores, patch, prune, random_ranking
 
@@ -48,6 +50,7 @@ def rows(options: Options) -> Iterator[Row]:
     yield prune_row(options, model, clean, pair, where, runs)
     yield patch_row(options, model, clean, corrupted, pair, where, runs)
     yield from edge_rows(options, model, clean, corrupted, where, runs)
+    yield from memory_rows(options, model, clean, corrupted, pair, where)
 
 
 def _compared(
@@ -156,3 +159,22 @@ def edge_rows(
     for method in ("eap", "attnlrp", "gim"):
         what = f"score every edge, {method}"
         yield Row(what, where, times[method], "s", against, times[against])
+
+
+# --------------------------------------------------------------------------------------- memory
+
+
+def memory_rows(
+    options: Options, model: Any, clean: Tensor, corrupted: Tensor, pair: Tensor, where: str
+) -> Iterator[Row]:
+    """Peak of each; of pruning, a few steps, which are as large as all."""
+    target = la.LogitDiff(pair[:, 0].tolist(), pair[:, 1].tolist())
+    ranking = random_ranking(model.cfg.n_layers, model.cfg.n_heads, 0)
+    calls: dict[str, Callable[[], Any]] = {
+        "prune heads": partial(prune, model, (clean, target), ranking, steps=8),
+        "patch every head": partial(patch, model, clean, corrupted, target),
+        "score every edge, eap": partial(edge_scores, model, clean, corrupted, TARGET, "eap"),
+    }
+    plain = peak(options, partial(gradient_by_hand, model, clean))
+    for name, call in calls.items():
+        yield Row(f"{name}: peak", where, [peak(options, call)], "MiB", PLAIN, [plain])

@@ -8,6 +8,7 @@ version control: ``summary.json``, ``table.csv`` and ``table.md`` of each model.
 from __future__ import annotations
 
 import argparse
+from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
 
@@ -15,6 +16,9 @@ import lens_attr as la
 from lens_attr.evaluation import BenchTable, Interval, bench
 from lens_attr.evaluation.baselines import BASELINES
 from lens_attr.evaluation.results import MODEL
+
+NOTED = "†"
+"""Beside a number of which the run has something to say."""
 
 RESULTS = Path(__file__).parent / "results"
 WORK = Path("out/bench-demo")
@@ -35,7 +39,8 @@ def run(model: str, n: int, work: Path, progress: bool = True) -> BenchTable:
 
 
 def readme_overview(results: Path = RESULTS) -> str:
-    """PG of every method on every model and task, and which methods are no better than random."""
+    """PG of every method on every model and task, which methods are no better than random, and what
+    the runs noted of a method's numbers."""
     tables = {name: BenchTable.load(results / name) for name in MODELS}
     head = " | ".join(f"{name.removeprefix('demo-')} {task}" for name in MODELS for task in TASKS)
     lines = [f"| method | {head} |", "|---|" + "---:|" * (len(MODELS) * len(TASKS))]
@@ -49,12 +54,25 @@ def readme_overview(results: Path = RESULTS) -> str:
     about = (
         f"Pointing game in percent on {' or '.join(sorted(n))} held-out samples per task, those "
         "predicted correctly; * marks what is not above random with the 95 % intervals apart, - a "
-        "method that is not defined there."
+        f"method that is not defined there, {NOTED} what stands below the table."
     )
     lists = [f"- **{name}**: {_no_better(tables[name])}" for name in MODELS]
-    return "\n".join(
-        [*lines, "", about, "", "Methods that do not beat random on `sva`:", "", *lists]
-    )
+    weak = ["Methods that do not beat random on `sva`:", "", *lists]
+    return "\n".join([*lines, "", about, *_footnotes(tables), "", *weak])
+
+
+def _footnotes(tables: Mapping[str, BenchTable]) -> list[str]:
+    """What each run said of a method, for which its cells carry a mark."""
+    notes = [
+        f"- {NOTED} {model}, `{method}`: {text}"
+        for model, table in tables.items()
+        for method, _, text in (note.partition(": ") for note in table.metadata["notes"])
+    ]
+    return ["", *notes] if notes else []
+
+
+def _is_noted(table: BenchTable, method: str) -> bool:
+    return any(note.startswith(f"{method}: ") for note in table.metadata["notes"])
 
 
 def _no_better(table: BenchTable) -> str:
@@ -68,7 +86,8 @@ def _cell(table: BenchTable, method: str, task: str) -> str:
         return "-"
     value = table.value(method, task, "pg")
     weak = method not in BASELINES and not _above(value, table.value("random", task, "pg"))
-    return f"{value.value:.1f}{'*' if weak else ''}"
+    noted = NOTED if _is_noted(table, method) else ""
+    return f"{value.value:.1f}{'*' if weak else ''}{noted}"
 
 
 def _above(one: Interval, other: Interval) -> bool:

@@ -68,29 +68,46 @@ class Cell:
         return setting(self.shape, self.backend, self.batch, self.length, self.layers)
 
 
-def cells(options: Options) -> list[Cell]:
-    """What is measured, small before large."""
+def gpt2_cells(options: Options) -> list[Cell]:
+    """GPT-2-small shape, small before large."""
     newest = newest_backend()
-    quick = [Cell(GPT2, newest, 1, 128, 3, layers=2)]
-    gpt2 = [Cell(GPT2, newest, *sizes) for sizes in ((1, 128, 7), (1, 512, 5), (8, 128, 3))]
-    heavy = [Cell(GPT2, newest, 8, 512, 2, methods=AIMED)]
+    if options.quick:
+        return [Cell(GPT2, newest, 1, 128, 3, layers=2)]
+    found = [Cell(GPT2, newest, *sizes) for sizes in ((1, 128, 7), (1, 512, 5), (8, 128, 3))]
+    found += [Cell(GPT2, newest, 8, 512, 2, methods=AIMED)]
     bridge = [Cell(GPT2, "bridge", *sizes) for sizes in ((1, 128, 5), (1, 512, 3))]
-    llama = [
-        Cell(LLAMA, newest, 1, 128, 5, 4),
+    return found + (bridge if newest == "hooked" else [])
+
+
+def llama_cells(options: Options) -> list[Cell]:
+    """Llama-3.2-1B shape: four layers, and all of them for the smallest input."""
+    newest = newest_backend()
+    small = Cell(LLAMA, newest, 1, 128, 5, 1 if options.quick else 4)
+    if options.quick:
+        return [small]
+    return [
+        small,
         Cell(LLAMA, newest, 1, 512, 3, 4),
         Cell(LLAMA, newest, 8, 128, 2, 4, AIMED),
         Cell(LLAMA, newest, 8, 512, 2, 4, AIMED),
         Cell(LLAMA, newest, 1, 128, 3, methods=AIMED),
     ]
-    if options.quick:
-        return quick
-    return gpt2 + heavy + (bridge if newest == "hooked" else []) + llama
 
 
 def rows(options: Options) -> Iterator[Row]:
-    """Every cell of `cells`; one model is kept for the cells that share it."""
+    """The cells of `gpt2_cells`."""
+    yield from _each(gpt2_cells(options), options)
+
+
+def llama_rows(options: Options) -> Iterator[Row]:
+    """The same at Llama-3.2-1B shape, four layers of it, and in full depth at B = 1, T = 128."""
+    yield from _each(llama_cells(options), options)
+
+
+def _each(cells: list[Cell], options: Options) -> Iterator[Row]:
+    """One model is kept for the cells that share it."""
     model, built = None, None
-    for cell in cells(options):
+    for cell in cells:
         kind = (cell.shape, cell.backend, cell.layers)
         if kind != built:
             model = None  # before the next one takes memory

@@ -6,7 +6,11 @@ Messages name what is wrong, where (hook point, argument), and the way out.
 from __future__ import annotations
 
 import difflib
+import sys
+import warnings
 from collections.abc import Iterable
+from math import inf
+from typing import Any
 
 
 class LensAttrError(Exception):
@@ -41,10 +45,48 @@ class Notice(UserWarning):
     """Something the reader of a result should know; it stands in the metadata as well."""
 
 
-def did_you_mean(name: str, known: Iterable[str]) -> str:
+LARGEST = 1e18
+"""Of the numbers that options take; still exact as an integer of 64 bits."""
+
+
+def refuse_no_number(
+    name: str, value: Any, least: float | int = -LARGEST, *, infinite: bool = False
+) -> None:
+    """Raise unless ``value`` is a number from ``least`` to `LARGEST`, or infinite if that may be.
+
+    Raises:
+        InputError: naming the option.
+    """
+    numeric = isinstance(value, (int, float)) and not isinstance(value, bool)
+    if numeric and (least <= value <= LARGEST or (infinite and abs(value) == inf)):
+        return
+    span = f"from {least:g} to {LARGEST:g}" + (", or infinite" if infinite else "")
+    raise InputError(f"{name} must be a number {span}, got {value!r}.")
+
+
+WRAPPERS = ("lens_attr", "torch", "jaxtyping", "beartype")
+"""Packages whose frames stand between a user's line and the notice it causes."""
+
+
+def give_notice(message: str) -> None:
+    """Warn with a `Notice` that names the line of the caller, not one of this library's."""
+    frame, level = sys._getframe(1), 2
+    while frame.f_back is not None and _is_wrapper(str(frame.f_globals.get("__name__"))):
+        frame, level = frame.f_back, level + 1
+    warnings.warn(message, Notice, stacklevel=level)
+
+
+def _is_wrapper(module: str) -> bool:
+    return module.partition(".")[0] in WRAPPERS
+
+
+def did_you_mean(name: object, known: Iterable[str]) -> str:
     """The tail of an unknown-name message: a suggestion if one is close, else the known names."""
     known = sorted(set(known))
-    close = difflib.get_close_matches(name, known, n=3, cutoff=0.5)
-    if close:
-        return f"did you mean {' or '.join(repr(c) for c in close)}?"
-    return f"known: {', '.join(known)}."
+    return close_to(name, known) or f"known: {', '.join(known)}."
+
+
+def close_to(name: object, known: Iterable[str]) -> str:
+    """A suggestion if a known name is close, else nothing."""
+    close = difflib.get_close_matches(str(name), sorted(set(known)), n=3, cutoff=0.5)
+    return f"did you mean {' or '.join(repr(c) for c in close)}?" if close else ""

@@ -2,7 +2,21 @@
 
 from __future__ import annotations
 
+import operator
 from dataclasses import dataclass, field
+from typing import Any
+
+
+def whole_number(value: Any) -> int | None:
+    """One whole number of any type (numpy's, a 0-d tensor) as an int, None for everything else.
+
+    True and False are no numbers here.
+    """
+    plain = value.tolist() if hasattr(value, "tolist") else value
+    try:
+        return None if isinstance(plain, bool) else operator.index(plain)
+    except TypeError:
+        return None
 
 
 @dataclass(frozen=True)

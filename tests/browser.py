@@ -121,6 +121,16 @@ class Tab:
         self.call("Input.dispatchKeyEvent", type="keyDown", **down)
         self.call("Input.dispatchKeyEvent", type="keyUp", **about)
 
+    def swipe(self, x: float, y: float, distance: float = 0) -> None:
+        """One finger, upwards if the distance is below zero; a tap if it is zero."""
+        self.call("Emulation.setTouchEmulationEnabled", enabled=True)
+        stops = [("touchStart", 0.0), *(("touchMove", i / 8) for i in range(1, 9) if distance)]
+        for kind, share in stops:
+            finger = {"x": x, "y": y + share * distance}
+            self.call("Input.dispatchTouchEvent", type=kind, touchPoints=[finger])
+        self.call("Input.dispatchTouchEvent", type="touchEnd", touchPoints=[])
+        self.call("Emulation.setTouchEmulationEnabled", enabled=False)
+
     def screenshot(self, image: Path) -> None:
         """The whole page as PNG."""
         size = self.call("Page.getLayoutMetrics")["cssContentSize"]

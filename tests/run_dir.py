@@ -11,6 +11,8 @@ import pandas as pd
 import torch
 from test_report import result
 
+from lens_attr.attribution.generation import Generation
+from lens_attr.attribution.relevance import Relevance
 from lens_attr.circuits import (
     Agreement,
     Circuit,
@@ -34,6 +36,22 @@ METADATA = {"model": MODEL, "versions": {"torch": "9.8.7"}}
 SAMPLE = {"answer": " are", "foil": " is", "decided_by": ["keys"]}
 WIRING = Wiring(n_layers=2, n_heads=2, n_kv_heads=2, mlps=True, parallel=False)
 COMMAND = "lens-attr demo --n 40"
+
+
+def generation(first: float = 0.5) -> Generation:
+    """Two tokens that a prompt of two goes on with; the second has read the first."""
+    relevance = Relevance(
+        tokens=torch.tensor([[first, -1.0, 0.0, 0.0], [0.25, 2.0, 4.0, 0.0]]),
+        token_ids=torch.zeros(2, 4, dtype=torch.long),
+        attention_mask=torch.arange(4) < torch.tensor([[2], [3]]),
+        str_tokens=[["the", " keys", " were", " lost"]] * 2,
+        target_value=torch.tensor([3.0, 1.5]),
+        target=["logit of ' were'", "logit of ' lost'"],
+        position=torch.tensor([1, 2]),
+        method="lrp",
+        metadata=METADATA,
+    )
+    return Generation(relevance, n_prompt=2)
 
 
 def ranking() -> Ranking:
@@ -116,7 +134,16 @@ def write(folder: Path) -> Path:
         replace(one, target_value=torch.tensor([7.5]), target=["logit of ' was'"]).save(
             model / "other" / method
         )
-    for each in (ranking(), pruning(), patched(), agreement(), edges(), circuit(), evaluation()):
+    for each in (
+        generation(),
+        ranking(),
+        pruning(),
+        patched(),
+        agreement(),
+        edges(),
+        circuit(),
+        evaluation(),
+    ):
         each.save(model)
     faithfulness().save(model)
     row = {"rule": "FreezeNorm", "role": "norm_scale", "hook_point": "a", "layer": 0, "fired": 3}

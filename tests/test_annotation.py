@@ -20,6 +20,7 @@ from lens_attr.evaluation.tasks.annotation import (
     read_choices,
     spacy_parser,
 )
+from lens_attr.evaluation.tasks.pairs import read_blimp, read_linzen
 from lens_attr.evaluation.tasks.rows import Bad, LeftOut
 from lens_attr.types import Sample
 
@@ -93,6 +94,51 @@ def test_the_antecedent_is_the_head_of_the_mention_before_the_pronoun(tmp_path: 
     assert found.task == "ra" and found.truth == ((4, 8),) and found.answer == " himself"
     (missing,) = rows(tmp_path, KING, clusters=[[(13, 22), (0, 8)]])
     assert missing == LeftOut("no antecedent found before the choice")
+
+
+def test_goldbergs_five_columns_are_annotated(tmp_path: Path) -> None:
+    """The form in which the sentences were published."""
+    path = tmp_path / "lgd.tsv"
+    cells = ("The keys to the cabinet ***mask*** old.", "are", "is")
+    path.write_text("\t".join(["1", cells[0].replace("***mask***", "are"), *cells]))
+    (found,) = read_linzen(path, stand_in())
+    assert found == Sample(
+        "The keys to the cabinet", " are", " is", ((4, 8),), "sva", " old.",
+        source="Linzen lgd.tsv line 1", tags={"attractors": "1", "truth": "parsed"},
+    )  # fmt: skip
+    nothing = Annotators(lambda: lambda text: [], lambda: lambda text: [])
+    (missing,) = read_linzen(path, nothing)
+    assert missing == LeftOut("the subject is not annotated; nor does a parser find the subject")
+
+
+def test_pairs_whose_rule_finds_nothing_are_annotated(tmp_path: Path) -> None:
+    """A name of two words is none of the rule's noun phrases."""
+    path = tmp_path / "blimp.jsonl"
+    good = "Harvard University likes itself."
+    row = {"sentence_good": good, "sentence_bad": "Harvard University likes himself.",
+           "UID": "anaphor_gender_agreement"}  # fmt: skip
+    path.write_text(json.dumps(row))
+    arcs = [("compound", 1), ("nsubj", 2), ("ROOT", 2), ("dobj", 2)]
+    parser = Annotators(
+        lambda: lambda text: doc(text, *arcs), lambda: lambda _: [[(0, 18), (25, 31)]]
+    )
+    (found,) = read_blimp(path, parser)
+    assert isinstance(found, Sample) and found.tags["truth"] == "parsed"
+    assert [found.text[a:b] for a, b in found.truth] == ["University"]
+
+
+def test_a_parser_that_is_missing_is_asked_once(tmp_path: Path) -> None:
+    path, asked = tmp_path / "lgd.tsv", []
+
+    def missing() -> Any:
+        asked.append(1)
+        raise InputError("not installed")
+
+    row = "1\tx\tThe keys ***mask*** old.\tare\tis\n"
+    path.write_text(3 * row)
+    found = list(read_linzen(path, Annotators(missing, missing)))
+    assert found == 3 * [LeftOut("the subject is not annotated; not installed")]
+    assert len(asked) == 1
 
 
 def test_a_subject_behind_its_verb_is_left_out(tmp_path: Path) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -18,9 +19,11 @@ import lens_attr as la
 from lens_attr.errors import InputError, SavedResultError, UnsupportedModelError
 from lens_attr.evaluation import BenchTable, Settings, bench, benchmark, mean_interval, tasks
 from lens_attr.evaluation.baselines import BASELINES
+from lens_attr.evaluation.notes import merged, shown
 from lens_attr.evaluation.plausibility import plausibility
 from lens_attr.evaluation.results import COLUMNS
 from lens_attr.evaluation.running import Run
+from lens_attr.evaluation.store import file_name
 from lens_attr.graph import resolve
 from lens_attr.types import Sample
 
@@ -286,6 +289,26 @@ def test_results_come_back_as_they_were_saved(gpt2: Any, tmp_path: Path) -> None
     json.loads((tmp_path / "r" / "summary.json").read_text())
 
 
+def test_file_names_are_different_for_different_names() -> None:
+    names = ("a b", "a_b", "a/b", "a.b", "a-b", "a%20b", "ä", "a:b?")
+    assert len({file_name(name) for name in names}) == len(names)
+    assert all(re.fullmatch(r"[\w%-]+", file_name(name), re.ASCII) for name in names)
+
+
+def test_tasks_that_differ_in_punctuation_keep_their_own_results(gpt2: Any, tmp_path: Path) -> None:
+    both = [
+        tasks.Task("a b", _sva(4).samples),
+        tasks.Task("a_b", _sva(9).samples[4:]),
+    ]
+    expected = {one.name: bench(gpt2, one, ["lrp"]).rows for one in both}
+    for _ in range(2):
+        found = bench(gpt2, both, ["lrp"], out=tmp_path)
+        for name, rows in expected.items():
+            mine = found.rows[found.rows["task"] == name].reset_index(drop=True)
+            pd.testing.assert_frame_equal(mine, rows, rtol=1e-4)
+    pd.testing.assert_frame_equal(BenchTable.load(tmp_path).rows, found.rows)
+
+
 class Stopped(Exception):
     pass
 
@@ -313,6 +336,44 @@ def test_a_stopped_run_goes_on_where_it_was(
     monkeypatch.setattr(Run, "explain", explain)
     more = bench(gpt2, "sva", ["lrp", "gim"], n=20, out=tmp_path)
     assert set(more.rows["method"]) >= {"lrp", "gim"}
+
+
+def test_who_resumes_reads_the_same_notes(
+    models: dict[str, Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    chosen = ["gradient_x_input", "attention_only", "lrp"]
+    settings = {"n": 12, "batch_size": 4, "settings": Settings(embeddings="full")}
+    whole = bench(models["demo-bert"], "sva", chosen, **settings)
+    gradient, attention = whole.metadata["notes"]
+    assert gradient.startswith("gradient_x_input: the embeddings pass a LayerNorm first")
+    assert gradient.endswith("(in 3 batches)")
+    assert attention.startswith("attention_only: has no choice of embeddings (in 3 batches)")
+    explain, calls = Run.explain, []
+
+    def stopping(run: Run, *arguments: Any) -> Any:
+        calls.append(arguments)
+        if len(calls) == 3:
+            raise Stopped
+        return explain(run, *arguments)
+
+    monkeypatch.setattr(Run, "explain", stopping)
+    with pytest.raises(Stopped):
+        bench(models["demo-bert"], "sva", chosen, **settings, out=tmp_path)
+    for _ in range(2):
+        resumed = bench(models["demo-bert"], "sva", chosen, **settings, out=tmp_path)
+        assert resumed.metadata["notes"] == whole.metadata["notes"]
+        assert BenchTable.load(tmp_path).metadata["notes"] == whole.metadata["notes"]
+
+
+def test_notes_that_differ_in_numbers_are_one() -> None:
+    many = [{"off by 1.2e-03 in 1 of 8.": 1}, {"off by 7 in 3 of 64.": 2, "no target.": 1}]
+    found = merged(many)
+    assert found == {"off by 1.2e-03 in 1 of 8.": 3, "no target.": 1}
+    assert merged([found, {}]) == found
+    assert shown("ig", found) == [
+        "ig: off by 1.2e-03 in 1 of 8. (in 3 batches; the numbers are of the first)",
+        "ig: no target.",
+    ]
 
 
 def test_a_folder_of_another_run_is_refused(gpt2: Any, tmp_path: Path) -> None:

@@ -61,7 +61,7 @@ def test_presets_are_measured_in_every_way_against_the_gradient() -> None:
 
 
 def test_the_plan_has_every_setting_that_was_asked_for() -> None:
-    cells = presets.cells(Options())
+    cells = presets.gpt2_cells(Options()) + presets.llama_cells(Options())
     newest = harness.newest_backend()
     for shape in (presets.GPT2, presets.LLAMA):
         sizes = {(c.batch, c.length) for c in cells if (c.shape, c.backend) == (shape, newest)}

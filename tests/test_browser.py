@@ -96,6 +96,30 @@ def test_nothing_sticks_out_of_the_window(tab: Tab, page: Path, width: int) -> N
     assert max(tab.js(drawn)) <= width
 
 
+PLOTS = "Array.from(document.querySelectorAll('.js-plotly-plot'))"
+HOVERS = "Array.from(document.querySelectorAll('.hoverlayer')).some(h => h.childElementCount)"
+
+
+def test_nothing_zooms_a_figure(tab: Tab) -> None:
+    """There is no button to undo it."""
+    assert set(tab.js(f"{PLOTS}.map(p => p._fullLayout.dragmode)")) == {False}
+    axes = f"{PLOTS}.flatMap(p => Object.entries(p._fullLayout))"
+    fixed = f"{axes}.filter(([k]) => /^[xy]axis/.test(k)).map(([, a]) => a.fixedrange)"
+    assert set(tab.js(fixed)) == {True}
+
+
+def test_a_finger_scrolls_the_page_and_a_tap_tells_the_value(tab: Tab) -> None:
+    figure = f"{PLOTS}.find(p => p.data[0].type === 'heatmap')"
+    tab.js(f"{figure}.scrollIntoView()")
+    place = tab.js(f"{figure}.getBoundingClientRect().toJSON()")
+    x, y = place["x"] + place["width"] / 3, place["y"] + place["height"] / 3
+    tab.swipe(x, y)
+    assert tab.until(HOVERS)
+    scrolled = tab.js("scrollY")
+    tab.swipe(x, y + 200, -200)
+    assert tab.until(f"scrollY > {scrolled + 100}")
+
+
 def test_figures_follow_the_readers_colours_and_paper_is_white(tab: Tab, page: Path) -> None:
     paper = "getComputedStyle(document.querySelector('.main-svg')).background"
     light = tab.js(paper)

@@ -21,6 +21,7 @@ from lens_attr.circuits import (
     Circuit,
     CircuitEvaluation,
     EdgeScores,
+    FaithfulnessComparison,
     FaithfulnessCurve,
     Wiring,
     auroc,
@@ -239,7 +240,46 @@ def test_cpr_and_cmd_by_hand() -> None:
     assert found.cmd == pytest.approx(0.4 * 0.5 + 0.5 * 0.25)
     fixed = FaithfulnessCurve([20.0, 50.0, 100.0], points, "by hand", axis="percentage")
     assert fixed.cpr == pytest.approx(0.3 * 1.0 + 0.5 * 1.25)
+    for curve, axis in ((found, "fraction"), (fixed, "percentage")):
+        assert curve.headline.endswith(f"over the {axis} of edges")
+        assert set(curve.to_pandas().axis) == {axis}
+    both = FaithfulnessComparison([found, fixed])
+    assert both.summary().set_index("cpr").axis.to_dict() == {
+        found.cpr: "fraction",
+        fixed.cpr: "percentage",
+    }
+    with pytest.raises(la.InputError, match="different axes"):
+        both.plot()
     assert np.isnan(CircuitEvaluation(np.ones(1), np.ones(1), np.ones(1), 1, 2).faithfulness)
+
+
+@pytest.mark.parametrize("sizes", [[10], [0, 0]])
+def test_one_size_has_no_integral(sizes: list[int]) -> None:
+    """Not zero, which would be the best CMD there is."""
+    points = [evaluation(0.5, n) for n in sizes]
+    found = FaithfulnessCurve([10.0, 20.0][: len(sizes)], points, "by hand")
+    assert np.isnan(found.cpr) and np.isnan(found.cmd)
+    assert "circuits of one size, so neither CPR nor CMD" in found.headline
+
+
+def test_the_figure_draws_every_circuit_where_its_integral_has_it() -> None:
+    """Random orders too; circuits without edges on a mark of their own."""
+    points = [evaluation(0.5, 10), evaluation(1.0, 100)]
+    lost = [evaluation(0.0, 0), evaluation(1.0, 100)]
+    for axis, places in (("fraction", [0.0, 1.0]), ("percentage", [0.2, 1.0])):
+        curves = [
+            FaithfulnessCurve([20.0, 100.0], each, name, axis=axis)  # type: ignore[arg-type]
+            for each, name in ((points, "eap"), (lost, "random seed 0"))
+        ]
+        figure = FaithfulnessComparison(curves[:1], curves[1:]).plot()
+        random, method = figure.data
+        assert list(method.x) == list(curves[0].x)
+        drawn = [x if x else figure.layout.xaxis.tickvals[0] for x in places]
+        assert list(random.x) == drawn and min(drawn) > 0
+        assert f"(axis: {axis})" in figure.layout.xaxis.title.text
+        if axis == "fraction":
+            assert figure.layout.xaxis.ticktext[0] == "no edge" and drawn[0] < 0.01
+            assert random.customdata[0] == "0 of 100 edges"
 
 
 def test_a_curve_ends_at_the_whole_model() -> None:
@@ -356,6 +396,9 @@ def test_the_figure_shows_every_edge() -> None:
     assert len(scored(LLAMA).plot(n=10).data) > 2
     with pytest.raises(la.InputError, match="0 edges"):
         Circuit.of_edges(BY_HAND, []).plot()
+    dead = extract(by_hand({CHAIN[0]: 3.0, CHAIN[1]: 2.0}), 2)
+    with pytest.raises(la.InputError, match=r"all 2 chosen are dead ends.*Extract more"):
+        dead.plot()
 
 
 # -------------------------------------------------------------------------------------- refusals
@@ -375,10 +418,24 @@ def test_what_is_refused() -> None:
         curve(GPT2, scored(GPT2), percentages=[5.0, 1.0])
     with pytest.raises(la.InputError, match="unknown axis"):
         curve(GPT2, scored(GPT2), axis="edges")
-    with pytest.raises(la.InputError, match="no edge scores"):
+    with pytest.raises(la.InputError, match="got an empty list"):
         compare_faithfulness(small.model(small.GPT2[0]), [], CLEAN, CORRUPTED, TARGET)
     with pytest.raises(la.InputError, match="another shape"):
         auroc(random_edges(GROUPED, 0), Circuit.of_edges(BY_HAND, CHAIN))
+
+
+def test_the_wrong_object_is_told_from_the_right_one() -> None:
+    model, scores = small.model(small.GPT2[0]), random_edges(BY_HAND, seed=0)
+    circuit, args = extract(scores, 20), (CLEAN, CORRUPTED, TARGET)
+    with small.untyped():
+        with pytest.raises(la.InputError, match=r"circuit must .*Circuit, got EdgeScores: .*ext"):
+            evaluate(model, scores, *args)  # type: ignore[arg-type]
+        with pytest.raises(la.InputError, match=r"scores must .*EdgeScores, got Circuit: .*edge"):
+            auroc(circuit, circuit)  # type: ignore[arg-type]
+        with pytest.raises(la.InputError, match=r"a list of .*EdgeScores, got EdgeScores: "):
+            compare_faithfulness(model, scores, *args)  # type: ignore[arg-type]
+        assert len(extract(scores, np.int64(46))) == 46  # type: ignore[arg-type]
+    assert type(extract(scores, 10).metadata["n_chosen"]) is int
 
 
 def test_results_hold_no_graph() -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -118,10 +119,32 @@ def test_every_command_keeps_the_contract(words: tuple[str, ...]) -> None:
     call = " ".join(("lens-attr", *words))
     assert f"Example: {call}" in command.help, "no example"
     if words not in LOADS_NO_MODEL | LOADS_SEVERAL:
-        takes_model = {"--backend", "--dtype", "--device"}
+        takes_model = {"--model", "--backend", "--dtype", "--device"}
         assert takes_model <= options_of(command).keys()
     if words in LOADS_NO_MODEL:
         assert "--backend" not in options_of(command)
+
+
+LETTERS = {"-h": "--help", "-f": "--foil", "-m": "--model", "-n": "--max-new-tokens",
+           "-q": "--quiet", "-t": "--target"}  # fmt: skip
+
+
+@pytest.mark.parametrize("words", COMMANDS, ids=" ".join)
+def test_a_letter_and_a_method_mean_the_same_everywhere(words: tuple[str, ...]) -> None:
+    for parameter in COMMANDS[words].params:
+        for letter in (name for name in parameter.opts if re.fullmatch("-[a-z]", name)):
+            assert LETTERS[letter] in parameter.opts
+        assert ("--method" in parameter.opts) == ("--methods" in parameter.opts)
+
+
+@pytest.mark.parametrize("words", [w for w in COMMANDS if "--html" in options_of(COMMANDS[w])])
+@pytest.mark.parametrize("name", ["page.pdf", "page.png", "page"])
+def test_a_page_is_written_into_no_file_that_promises_something_else(
+    words: tuple[str, ...], name: str
+) -> None:
+    ran = run(*words, "--html", f"out/{name}")
+    assert ran.exit_code == 2
+    assert f"'--html': '{name}' is to hold a page: let it end in .html." in ran.stderr
 
 
 SHARED = ("--model", "--backend", "--dtype", "--device", "--target", "--foil", "--json", "--quiet",
@@ -183,7 +206,12 @@ def test_no_command_shows_the_help() -> None:
         ["prune"],
         ["prune", "--task", "sva", "--data", __file__],
         ["prune", "--task", "sva", "--methods", " , "],
+        ["attribute", TEXT, "--method", ","],
+        ["heads", TEXT, "--method", "lrp,gim"],
+        ["check", "demo-llama", "--model", "demo-bert"],
         ["prune", "--data", "there/is/no/such.jsonl"],
+        ["prune", "--task", "sva", "--methods", "attnlrp,lrp,attnlrp"],
+        ["attribute", TEXT, "--method", "gim", "--method", "gim"],
     ],
 )
 def test_wrong_usage_exits_with_2(arguments: list[str]) -> None:
@@ -194,12 +222,39 @@ def test_wrong_usage_exits_with_2(arguments: list[str]) -> None:
 
 
 @pytest.mark.parametrize(
+    ("arguments", "meant"),
+    [
+        (["edges", "--task", "sva", "--method", "attnlpr"], "attnlrp"),
+        (["bench", "--ties", "expcted"], "expected"),
+        (["patch", "--unit", "haed"], "head"),
+        (["attribute", TEXT, "--backend", "brigde"], "bridge"),
+        (["prune", "--task", "sva", "--order", "lest"], "least"),
+        (["generate", TEXT, "--explain", "logprob"], "log_prob"),
+    ],
+)
+def test_a_mistyped_choice_is_one_line_with_what_was_meant(
+    arguments: list[str], meant: str
+) -> None:
+    ran = run(*arguments)
+    assert ran.exit_code == 2
+    (line,) = ran.stderr.splitlines()
+    assert f"'{arguments[-1]}' is not one of " in line and "Value error" not in line
+    assert f"; did you mean '{meant}'" in line
+
+
+def test_a_choice_that_is_like_none_is_followed_by_all() -> None:
+    (line,) = run("patch", "--unit", "xyz").stderr.splitlines()
+    assert "did you mean" not in line and "'mlp_out'" in line
+
+
+@pytest.mark.parametrize(
     ("arguments", "hint"),
     [
         (["attribute", TEXT, "--method", "gimm"], "did you mean 'gim'?"),
         (["heads", TEXT, "--method", "atnlrp"], "did you mean 'attnlrp'"),
         (["prune", "--task", "sva", "--methods", "lrp,gimm"], "did you mean 'gim'?"),
         (["check", "demo-gpt2", "--rules", "gimm"], "did you mean 'gim'?"),
+        (["attribute", TEXT, "--methods", "attnlrp,gimm"], "did you mean 'gim'?"),
         (["attribute", TEXT, "--model", "./demo-gpt3"], "demo-gpt2"),
     ],
 )
@@ -291,7 +346,7 @@ def test_check_shows_where_rules_act() -> None:
     shown = good("check", "demo-gpt2", "--rules", "gim")
     assert "blocks.0.attn.hook_pattern" in shown
     assert shown.rstrip().endswith("gim on demo-gpt2: accepted")
-    document = json.loads(good("check", "demo-gpt2", "--rules", "gim", "--json"))
+    document = json.loads(good("check", "-m", "demo-gpt2", "--rules", "gim", "--json"))
     assert document["accepted"] and document["reasons"] == [] and document["coverage"]
 
 
@@ -365,7 +420,7 @@ def test_attribute_saves_and_writes_a_page(tmp_path: Path) -> None:
     assert la.Relevance.load(one).target == ["logit of ' are' - logit of ' is'"]
     markup = page.read_text(encoding="utf-8")
     assert "cabinet" in markup or "cabin" in markup
-    good("attribute", TEXT, *PAIR, "--method", "gim", "--method", "lrp", "--save", two)
+    good("attribute", TEXT, *PAIR, "--methods", "gim, lrp", "--method", "gim", "--save", two)
     assert la.Relevance.load(two / "gim").method == "gim"
     assert la.Relevance.load(two / "lrp").method == "lrp"
 
@@ -414,6 +469,23 @@ def _write(path: Path, *rows: object) -> Path:
     return path
 
 
+def test_a_target_may_be_a_token_id() -> None:
+    by_word = json.loads(good("attribute", TEXT, "-t", " are", "-f", " is", "--json"))
+    model = la.load("demo-gpt2")
+    are, is_ = (model.to_single_token(word) for word in (" are", " is"))
+    by_id = json.loads(good("attribute", TEXT, "-t", f"id:{are}", "-f", f"id:{is_}", "--json"))
+    assert by_id["relevance"] == by_word["relevance"]
+    assert by_id["target"] == by_word["target"]
+
+
+def test_the_advice_for_a_target_of_several_tokens_can_be_followed() -> None:
+    ran = run("attribute", TEXT, "-t", " are is")
+    assert ran.exit_code == 1
+    advice = re.search(r"in a shell as (id:\d+)", ran.stderr)
+    assert advice is not None
+    assert "logit of ' are'" in good("attribute", TEXT, "-t", advice[1])
+
+
 def test_data_files_name_target_or_answer(tmp_path: Path) -> None:
     rows = [
         {"text": "a", "target": " b", "foil": " c"},
@@ -443,6 +515,15 @@ def test_broken_json_is_refused_with_the_line(tmp_path: Path) -> None:
     path = tmp_path / "d.jsonl"
     path.write_text('{"text": "a", "target": "b", "foil": "c"}\n{oops', encoding="utf-8")
     with pytest.raises(InputError, match="line 2 is not JSON"):
+        _read(path)
+
+
+def test_data_that_is_not_utf8_is_refused_with_the_line(tmp_path: Path) -> None:
+    path = tmp_path / "d.jsonl"
+    path.write_bytes(
+        '{"text": "a", "target": "b", "foil": "c"}\n{"text": "\xe9"}'.encode("latin-1")
+    )
+    with pytest.raises(InputError, match=r"^d\.jsonl line 2 is not UTF-8: save the file as UTF-8"):
         _read(path)
 
 
@@ -477,10 +558,12 @@ def test_report_refuses_a_folder_without_results(tmp_path: Path) -> None:
 
 @pytest.mark.usefixtures("fast_load")
 def test_what_commands_save_can_be_reported(tmp_path: Path) -> None:
-    """One folder, filled by every command with --save or --out that is fast."""
+    """One folder, filled by every command with --save, and by prune."""
     sizes = ["--n", "4", "--n-rank", "4", "--seeds", "1", "--methods", "lrp"]
     for words in (
         ["attribute", TEXT, *PAIR, "--method", "lrp", "--method", "gim", "--save"],
+        ["heads", TEXT, *PAIR, "--save"],
+        ["generate", TEXT, "-n", "2", "--save"],
         ["check", "demo-gpt2", "--rules", "gim", "--save"],
         ["patch", "--task", "sva", "--n", "6", "--save"],
         ["edges", "--task", "sva", "--n", "6", "--method", "eap", "--save"],
@@ -498,10 +581,12 @@ def test_what_commands_save_can_be_reported(tmp_path: Path) -> None:
         "--save",
         tmp_path / "all",
     )
+    noted = json.loads((tmp_path / "all" / "about.json").read_text("utf-8"))["commands"]
+    assert set(noted) >= {"relevance", "generation", "coverage", "patching", "edges", "pruning"}
     files = json.loads(good("report", tmp_path, "--json"))["files"]
     assert {Path(file).name for file in files} == {
-        "relevance.json", "coverage.json", "patching.json", "edges.json", "circuit.json",
-        "pruning.json", "ranking.json", "evaluation.json",
+        "relevance.json", "generation.json", "coverage.json", "patching.json", "edges.json",
+        "circuit.json", "pruning.json", "ranking.json", "evaluation.json",
     }  # fmt: skip
 
 

@@ -138,6 +138,44 @@ def test_axes_judge_every_claim(tmp_path: Path) -> None:
     assert "### target: contrastive is at least as good?" in (tmp_path / "axes.md").read_text()
     document = json.loads(good(*base, tmp_path, "--json"))
     assert len(document["claims"]) == 15 and document["left_out"] == {}
+    assert not any(document["unmoved"].values())
+
+
+def test_axes_leave_the_files_of_a_run(tmp_path: Path) -> None:
+    base = ["bench", "--axes", "--task", "sva", "--methods", "lrp", "--n", "6", "--seed", "4"]
+    good(*base, "--dtype", "float64", "--out", tmp_path)
+    files = {path.name for path in tmp_path.iterdir() if path.is_file()}
+    assert files == {"run.json", "summary.json", "table.csv", "table.md", "axes.csv", "axes.md",
+                     "claims.csv", "report.html"}  # fmt: skip
+    summary = json.loads((tmp_path / "summary.json").read_text())
+    assert summary["command"].startswith("lens-attr") and summary["settings"]["seed"] == 4
+    assert "lens_attr" in summary["versions"]
+    page = (tmp_path / "report.html").read_text(encoding="utf-8")
+    for text in ("contrastive is at least as good?", "PG %: paired differences", "Not compared"):
+        assert text in page
+    rows = json.loads(good("bench", "--compare", tmp_path, tmp_path, "--json"))
+    assert {row["method"] for row in rows} >= {"lrp", "random"}
+    assert all(row["difference"] == 0 for row in rows)
+
+
+def test_axes_judge_only_methods_that_can_react(tmp_path: Path) -> None:
+    base = ["bench", "--axes", "--task", "sva", "--n", "6", "--dtype", "float64", "--json", "--out"]
+    silent = ["--methods", "attention_rollout,attention_only"]
+    document = json.loads(good(*base, tmp_path / "a", *silent))
+    judged = {claim["axis"] for claim in document["claims"]}
+    assert judged == {"special tokens"}
+    assert "explains no target" in document["left_out"]["target"]
+    assert "no choice of embeddings" in document["left_out"]["embeddings"]
+    mixed = json.loads(
+        good(*base, tmp_path / "b", "--methods", "attention_rollout,attention_only,lrp")
+    )
+    alone = json.loads(good(*base, tmp_path / "c", "--methods", "lrp"))
+    for axis in ("target", "embeddings"):
+        assert mixed["unmoved"][axis] == ["attention_rollout", "attention_only"]
+        mine, theirs = (
+            [claim for claim in one["claims"] if claim["axis"] == axis] for one in (mixed, alone)
+        )
+        assert mine == theirs and len(mine) == 3
 
 
 def test_axes_without_a_question_say_so(tmp_path: Path) -> None:
@@ -166,6 +204,17 @@ def test_compare_pairs_the_samples_of_two_runs(tmp_path: Path) -> None:
     ran = run("bench", "--compare", a, c)
     assert ran.exit_code == 1 and "differ between the two runs" in ran.stderr
     assert run("bench", "--compare", a, tmp_path / "nowhere").exit_code == 1
+
+
+def test_results_under_version_control_cannot_be_paired_and_say_how_to_make_them(
+    tmp_path: Path,
+) -> None:
+    shipped = Path(__file__).parents[1] / "benchmarks" / "results" / "demo-gpt2"
+    good("bench", "--task", "sva", "--n", "3", "--methods", "lrp", "--out", tmp_path)
+    ran = run("bench", "--compare", shipped, tmp_path)
+    assert ran.exit_code == 1
+    assert "no per-sample tables (samples/*.parquet) with the first run" in ran.stderr
+    assert "make them again, 'lens-attr bench --model demo-gpt2 --task sva,ra,qa" in ran.stderr
 
 
 def test_runs_without_common_results_cannot_be_compared() -> None:

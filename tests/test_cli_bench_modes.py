@@ -23,6 +23,12 @@ MODES = {
     "speed": ["--speed"],
     "self-repair": ["--self-repair", "--methods", "gradient_x_input,gim"],
 }
+OTHERS = {
+    "axes": ["--axes", "--methods", "attnlrp"],
+    "stability": ["--stability", "--methods", "attnlrp"],
+    "length": ["--length", "--methods", "attnlrp"],
+}
+"""Modes whose tasks or files have names of their own."""
 METRIC = {
     "faithfulness": "comprehensiveness",
     "ablation": "rma",
@@ -77,8 +83,11 @@ def test_faithfulness_goes_through_every_block_by_default(tmp_path: Path) -> Non
 
 
 def test_ablations_by_other_measures(tmp_path: Path) -> None:
-    for measure, metric in (("--deletion", "log_odds"), ("--faithfulness", "sufficiency")):
-        flags = ["--ablate", "gim", measure, "--layers", "none", "--json"]
+    tokens = ["--layers", "none"]
+    for measure, metric, more in (
+        ("--deletion", "log_odds", []), ("--faithfulness", "sufficiency", tokens)
+    ):  # fmt: skip
+        flags = ["--ablate", "gim", measure, *more, "--json"]
         document = json.loads(good(*base(*flags, "--out", tmp_path / measure)))
         rows = [row for row in document["ablation"] if row["metric"] == metric]
         assert {row["series"] for row in rows} == {"cumulative", "leave one out", "temperature"}
@@ -100,17 +109,19 @@ def test_speed_tells_operations_and_takes_presets(tmp_path: Path) -> None:
     assert good("bench", "--speed", "--n", "2", "--out", tmp_path / "d").count("\nsva  ") == 1
 
 
-@pytest.mark.parametrize("mode", ["faithfulness", "ablation", "speed", "self-repair"])
+@pytest.mark.parametrize("mode", [*MODES, *OTHERS])
 def test_a_file_without_samples_exits_with_0_and_the_reason(mode: str, tmp_path: Path) -> None:
     sample = generate("sva", 1)[0]
     row: dict[str, Any] = {"text": sample.text, "answer": sample.answer, "foil": sample.answer}
     data = write(tmp_path / "d.jsonl", row | {"truth": sample.truth, "task": "sva"})
-    command = ["bench", "--data", data, *MODES[mode], "--out", tmp_path / "o"]
+    command = ["bench", "--data", data, *(MODES | OTHERS)[mode], "--out", tmp_path / "o"]
     shown = good(*command)
     assert "Nothing is left: every sample was dropped" in shown
     document = json.loads(good(*command, "--json"))
-    assert document["tasks"]["sva"]["used"] == 0
+    assert not any(task["used"] for task in document["tasks"].values())
     assert all(row["n"] == 0 and row["value"] is None for row in document["table"])
+    pairs = json.loads(good("bench", "--compare", tmp_path / "o", tmp_path / "o", "--json"))
+    assert pairs and all(row["n"] == 0 and row["p"] is None for row in pairs)
 
 
 @pytest.mark.parametrize(
@@ -120,6 +131,30 @@ def test_a_file_without_samples_exits_with_0_and_the_reason(mode: str, tmp_path:
         (["--faithfulness", "--deletion"], "different runs"),
         (["--ablate", "gim", "--speed"], "does not go with"),
         (["--ablate", "gradient"], "gradient"),
+        *(
+            (option.split(), f"{option.split()[0]} goes with {modes}, not with the plain benchmark")
+            for option, modes in {
+                "--k 77": "--deletion",
+                "--unit token": "--deletion",
+                "--delete remove": "--deletion",
+                "--lengths 50,200": "--deletion and --faithfulness",
+                "--interest random": "--deletion and --faithfulness",
+                "--layers 1": "--faithfulness",
+                "--token x": "--faithfulness",
+                "--k 20": "--deletion",
+            }.items()
+        ),
+        *(
+            (["--deletion", *option.split()], f"{option.split()[0]} goes with the plain benchmark")
+            for option in ("--ties dense", "--keep-incorrect", "--special-tokens", "--whole-text")
+        ),
+        (["--deletion", "--not-contrastive"], "goes with the plain benchmark and --faithfulness"),
+        (["--axes", "--embeddings", "token"], "--stability and --length, not with --axes"),
+        (["--speed", "--batch-size", "3"], "--batch-size goes with"),
+        (["--ablate", "gim", "--methods", "attnlrp"], "--methods does not go with --ablate"),
+        (["--skip-bad"], "--skip-bad says how a file is read: give one with --data or --pairs"),
+        (["--template", "x"], "give one with --data"),
+        (["--compare", ".", "."], "--task does not go with --compare"),
         (["--faithfulness", "--layers", "first"], "whole numbers"),
     ],
 )

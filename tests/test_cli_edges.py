@@ -75,6 +75,9 @@ def test_pairs_come_from_a_file(tmp_path: Path) -> None:
     [
         (["edges"], 2, "--clean with --corrupted, or --pairs, or --task"),
         (["edges", "--task", "sva", "--method", "exact", "--steps", "3"], 2, "--steps goes with"),
+        (["edges", "--task", "sva", "--method", "eap", "--steps", "3"], 2, "--method eap_ig"),
+        (["edges", *PROMPTS[:2], "-t", " are"], 2, "--clean needs --corrupted"),
+        (["circuit", "evaluate", ".", *PROMPTS[:2], "-t", " are"], 2, "--clean needs --corrupted"),
         (["edges", *PROMPTS, "--model", "demo-bert"], 1, "error:"),
         (["circuit", "evaluate", "nowhere", "--task", "sva"], 2, "nowhere"),
     ],
@@ -83,6 +86,23 @@ def test_wrong_usage(arguments: list[str], code: int, hint: str) -> None:
     ran = run(*arguments)
     assert ran.exit_code == code
     assert hint in " ".join(ran.output.replace("│", " ").split())
+
+
+def test_a_circuit_of_dead_ends_says_so(tmp_path: Path) -> None:
+    page = tmp_path / "page.html"
+    ran = run("edges", *PROMPTS, "--edges", "1", "--by", "top", "--html", page)
+    assert ran.exit_code == 0
+    hint = "all 1 chosen edges are dead ends, on no path from the input to the logits: raise --edg"
+    assert hint in " ".join(ran.output.split()) and hint in page.read_text(encoding="utf-8")
+
+
+def test_what_is_no_number_is_null(tmp_path: Path) -> None:
+    """Equal prompts: nothing to be faithful to."""
+    good("edges", *PROMPTS, "--edges", "20", "--save", tmp_path)
+    same = ["--clean", PROMPTS[1], "--corrupted", PROMPTS[1], "-t", " are", "-f", " is"]
+    ran = run("circuit", "evaluate", tmp_path, *same, "--json")
+    assert json.loads(ran.stdout, parse_constant=pytest.fail)["faithfulness"] is None
+    assert "clean and corrupted prompt are the same in 1 of 1" in ran.stderr
 
 
 def test_a_folder_without_a_circuit_is_refused(tmp_path: Path) -> None:

@@ -79,7 +79,7 @@ def test_the_generators_pairs_and_how_many_fit() -> None:
     ran = run("patch", "--task", "sva", "--n", "20", "--json")
     document = json.loads(ran.stdout)
     assert 0 < document["n"] < 20
-    assert f"{document['n']} of 20 generated pairs have equally many tokens" in ran.stderr
+    assert f"{document['n']} of 20 pairs can be used; the others are left out" in ran.stderr
     by_position = json.loads(
         good("patch", "--task", "sva", "--n", "20", "--unit", "mlp_out", "--json")
     )
@@ -98,6 +98,12 @@ def test_ones_own_pairs(tmp_path: Path) -> None:
     assert first["effects"] == alone["effects"]
     path.write_text("\n".join([*lines, "the keys,the key near, are, is"]), encoding="utf-8")
     assert "row 1: clean has" in wrong("patch", "--pairs", path)
+    same = f"{CLEAN},{CORRUPTED}, are, are"
+    path.write_text("\n".join([*lines, "the keys,the key near, are, is", same]), encoding="utf-8")
+    assert "--skip-misaligned" in wrong("patch", "--pairs", path)
+    ran = run("patch", "--pairs", path, "--skip-misaligned", "--json")
+    assert "1 of 3 pairs can be used" in ran.stderr
+    assert json.loads(ran.stdout)["effects"] == alone["effects"]
     path.write_text("clean,corrupt\n", encoding="utf-8")
     assert "unknown column 'corrupt'" in wrong("patch", "--pairs", path)
 
@@ -115,7 +121,8 @@ def test_ablation_needs_no_corrupted_prompt() -> None:
         (["--clean", "a", "--task", "sva"], "give --clean with --corrupted, or --pairs, or --task"),
         (["--clean", CLEAN, "--corrupted", CORRUPTED], "--clean needs --target"),
         (["--task", "sva", "--target", " are"], "go with --clean"),
-        (["--clean", CLEAN, "-t", " are"], "without corrupted prompts"),
+        (["--clean", CLEAN, "-t", " are"], "--clean needs --corrupted; or, to ablate the clean"),
+        (["--task", "sva", "--skip-misaligned"], "--skip-misaligned goes with --pairs"),
         ([*PAIR, "--unit", "heads"], "heads"),
     ],
 )

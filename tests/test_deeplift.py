@@ -6,6 +6,7 @@ import math
 from collections.abc import Iterable
 from dataclasses import dataclass, replace
 from functools import cache, partial
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -17,7 +18,7 @@ from tiny import EXACT, TARGET, error, explain
 from torch import Tensor
 
 import lens_attr as la
-from lens_attr.attribution.deeplift import DeepLift
+from lens_attr.attribution.deeplift import CANCELLATION, DeepLift
 from lens_attr.attribution.explainer import Explained
 from lens_attr.errors import InputError, NonFiniteError, Notice, UnsupportedModelError
 from lens_attr.graph import ModelGraph, Role, resolve
@@ -38,6 +39,8 @@ from lens_attr.rules.deeplift import (
 
 EVERY = [case for case in tiny.on_backends(tiny.FAMILIES) if case != ("bert", "bridge")]
 REFERENCED = tiny.on_backends(["gpt2", "llama", "qwen2"])
+pytestmark = pytest.mark.filterwarnings("ignore::lens_attr.errors.Notice")
+
 BOTH_KINDS = tiny.on_backends(["gpt2", "llama"])
 IDS = tiny.token_ids("gpt2")
 TOKEN = 7
@@ -111,16 +114,9 @@ def test_the_two_forms_of_the_softmax_share_the_same_sum(case: tuple[str, str]) 
 # -------------------------------------------------------------------------------------- the sum
 
 
-def baselines(family: str) -> list[int | None]:
-    """Zero only where something else is added: otherwise norms are left without variance."""
-    return [TOKEN, None] if family in ("gpt2", "neox", "bert", "qwen2") else [TOKEN]
-
-
-SUMS = [(case, baseline) for case in EVERY for baseline in baselines(case[0])]
-
-
 @pytest.mark.parametrize("softmax", ["product", "log"])
-@pytest.mark.parametrize(("case", "baseline"), SUMS, ids=tiny.case_id)
+@pytest.mark.parametrize("baseline", [TOKEN, None], ids=["a token", "the default"])
+@every_model
 def test_the_relevance_sums_to_the_difference_at_every_block(
     case: tuple[str, str], baseline: int | None, softmax: str
 ) -> None:
@@ -136,6 +132,29 @@ def test_the_relevance_sums_to_the_difference_at_every_block(
     assert check.relative_gap.max() <= 1e-9
     for lost in check.layers.values():
         assert lost.abs().max() <= 1e-9 * want.abs().max()
+
+
+STORIES = pytest.param("../shared/models/stories260K", marks=pytest.mark.shared)
+TRAINED = {
+    "demo-gpt2": ("the keys to the cabinet", la.LogitDiff(" are", " is")),
+    "demo-llama": ("the keys to the cabinet", la.LogitDiff(" are", " is")),
+    "../shared/models/stories260K": ("Once upon a time, there was a little girl", la.TopLogit()),
+}
+
+
+def trained(name: str, backend: str, dtype: str = "float64") -> Any:
+    path = Path(__file__).parents[1] / name
+    return la.load(path if path.exists() else name, backend, dtype, "cpu")
+
+
+@pytest.mark.parametrize("backend", tiny.BACKENDS)
+@pytest.mark.parametrize("name", ["demo-gpt2", "demo-llama", STORIES])
+def test_the_default_call_sums_on_trained_models(name: str, backend: str) -> None:
+    r = la.attribute(trained(name, backend), *TRAINED[name], "deeplift")
+    assert r.check().relative_gap.item() <= 1e-6
+    assert r.flow["stream"] == pytest.approx(difference(r)[:, None].expand_as(r.flow["stream"]))
+    assert r.tokens.abs().sum() < 5 * difference(r).abs()
+    assert not any("cancel" in notice for notice in r.metadata["notices"])
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -204,9 +223,30 @@ class Swapped(DeepLift):
         return self.chosen
 
 
+def built(**settings: Any) -> Any:
+    """A float64 HookedTransformer in which no weight is at its neutral value."""
+    from transformer_lens import HookedTransformer, HookedTransformerConfig
+
+    sizes = {"n_layers": 2, "d_model": 16, "n_ctx": 8, "d_head": 4, "d_vocab": 60}
+    model = HookedTransformer(HookedTransformerConfig(**sizes, **settings, dtype=torch.float64))
+    generator = torch.Generator().manual_seed(0)
+    with torch.no_grad():
+        for weight in model.parameters():
+            noise = torch.randn(weight.shape, generator=generator, dtype=weight.dtype)
+            weight.copy_(0.3 * noise if weight.ndim > 1 else weight + 0.1 * noise)
+    return model
+
+
+GATED = ("LayerNorm and a gated MLP", "hooked")
+"""The one model with every operation: LayerNorm, softmax and gate x up."""
+
+SWAPPED = [*BOTH_KINDS, *([GATED] if "hooked" in tiny.BACKENDS else [])]
+
+
 def under(rules: RuleSet, case: tuple[str, str]) -> Explained:
     with tiny.precision(EXACT):
-        graph = resolve(tiny.model(*case, EXACT))
+        gated = {"gated_mlp": True, "normalization_type": "LN", "act_fn": "silu"}
+        graph = resolve(built(**gated) if case == GATED else tiny.model(*case, EXACT))
         batch = tokenize(graph, IDS)
         target = TARGET.resolve(graph, batch)
         return Swapped(chosen=rules, baseline=TOKEN).explain(graph, batch, target)
@@ -218,13 +258,16 @@ def relative_gap(explained: Explained) -> float:
 
 
 @pytest.mark.parametrize("swap", SWAPS)
-@both_kinds
+@pytest.mark.parametrize("case", SWAPPED, ids=tiny.case_id)
 def test_swapping_one_rule_for_the_plain_gradient_breaks_the_sum(
     case: tuple[str, str], swap: str
 ) -> None:
     if swap == "gate x up" and case[0] == "gpt2":
         pytest.skip("no gated MLP")
-    assert relative_gap(under(RIGHT, case)) <= 1e-9
+    right = under(RIGHT, case)
+    whole = right.target_value - right.extra["baseline_value"]
+    assert relative_gap(right) <= 1e-9
+    assert right.flow["stream"] == pytest.approx(whole[:, None].expand(-1, 3), rel=1e-9)
     assert relative_gap(under(SWAPS[swap], case)) > 1e-3
 
 
@@ -267,7 +310,8 @@ def test_two_keys_by_hand() -> None:
     # m_E = (0, 3/8), m_r = 2, m_total = 2 (1/4 - 1/2) / 2 = -1/4, so m_E = (-1/4, 1/8);
     # secants of exp: 1 and 2 / log 3.
     scores = torch.tensor([0.0, math.log(3)], dtype=torch.float64)
-    got = softmax_multiplier(torch.tensor([0.0, 1.0]).double(), scores, torch.zeros(2).double())
+    m = torch.tensor([0.0, 1.0], dtype=torch.float64)
+    got = softmax_multiplier(m, scores, torch.zeros(2).double(), "product")
     assert got.tolist() == pytest.approx([-1 / 4, 1 / (4 * math.log(3))], rel=1e-12)
     assert (got * scores).sum().item() == pytest.approx(3 / 4 - 1 / 2)
 
@@ -504,7 +548,7 @@ def test_a_saved_result_can_still_be_checked(tmp_path: Any) -> None:
     r = explain(tiny.model("gpt2", "bridge", EXACT), "deeplift", IDS, baseline=TOKEN)
     loaded = la.Relevance.load(r.save(tmp_path / "r"))
     assert loaded.check().relative_gap.item() <= 1e-9
-    assert loaded.metadata["softmax"] == "product"
+    assert loaded.metadata["softmax"] == "log"
     rules = [rule["rule"] for rule in loaded.metadata["rules"]]
     assert rules == ["SecantSoftmax", "SecantActivation", "SecantNorm", "MeanMultiplier"]
 
@@ -512,13 +556,62 @@ def test_a_saved_result_can_still_be_checked(tmp_path: Any) -> None:
 # --------------------------------------------------------------------------- notice and refusal
 
 
+WITHOUT_VARIANCE = tiny.on_backends(["llama", "qwen3", "gemma2", "gemma3", "mistral", "phi3"])
+
+
+@pytest.mark.parametrize("case", WITHOUT_VARIANCE, ids=tiny.case_id)
+def test_a_zero_that_leaves_every_norm_without_variance_is_refused(case: tuple[str, str]) -> None:
+    model, zero = tiny.model(*case, EXACT), torch.zeros(32)
+    with pytest.raises(InputError, match=r"of example 0 comes to ln_final.*Give a token"):
+        explain(model, "deeplift", IDS, baseline=zero)
+    first = torch.randn(7, 32)
+    first[0] = 0  # a first token reads nothing but itself
+    with pytest.raises(InputError, match="without variance"):
+        explain(model, "deeplift", IDS, baseline=first)
+
+
+@pytest.mark.parametrize("case", tiny.on_backends(["gpt2", "neox", "qwen2"]), ids=tiny.case_id)
+@pytest.mark.parametrize("which", ["token", "full"])
+def test_a_zero_to_which_a_block_adds_a_bias_sums(case: tuple[str, str], which: str) -> None:
+    options = {"baseline": torch.zeros(32), "embeddings": which}
+    r = explain(tiny.model(*case, EXACT), "deeplift", IDS, **options)
+    assert r.check().relative_gap.item() <= 1e-9
+
+
 @pytest.mark.parametrize("backend", tiny.BACKENDS)
-def test_a_norm_without_variance_is_noticed(backend: str) -> None:
-    model = tiny.model("llama", backend, EXACT)
-    with pytest.warns(Notice, match=r"multipliers are huge in 1 of 1 examples.*give a token"):
+def test_where_zero_cannot_be_the_baseline_it_is_the_bos_token(backend: str) -> None:
+    model, bos = tiny.model("llama", backend, EXACT), 1
+    with pytest.warns(Notice, match=r"no baseline was given.*'<s>' \(baseline=1\)"):
+        r = explain(model, "deeplift", IDS)
+    assert torch.equal(r.tokens, explain(model, "deeplift", IDS, baseline=bos).tokens)
+    assert r.metadata["baseline"] == bos
+    gpt2 = tiny.model("gpt2", backend, EXACT)
+    zero = explain(gpt2, "deeplift", IDS)
+    assert zero.metadata["baseline"] is None and not zero.metadata["notices"]
+    whole = explain(gpt2, "deeplift", IDS, embeddings="full")
+    assert whole.metadata["baseline"] == bos
+
+
+@pytest.mark.skipif("hooked" not in tiny.BACKENDS, reason="HookedTransformer only")
+def test_without_a_tokenizer_the_baseline_must_be_given() -> None:
+    model = built(act_fn="relu", normalization_type="RMS", positional_embedding_type="rotary")
+    with pytest.raises(InputError, match="no BOS, EOS or pad token to take instead: give a token"):
         explain(model, "deeplift", IDS)
-    r = explain(model, "deeplift", IDS, baseline=TOKEN)
-    assert not r.metadata["notices"]
+    assert explain(model, "deeplift", IDS, baseline=TOKEN).check().relative_gap.item() <= 1e-9
+
+
+@pytest.mark.skipif("hooked" not in tiny.BACKENDS, reason="its unembedding has a bias to raise")
+def test_cancellation_is_measured_against_what_changed() -> None:
+    """However large F(x) and F(x0) are themselves."""
+    model, text = trained("demo-llama", "hooked"), "The teacher near the doctors"
+    with torch.no_grad():
+        model.unembed.b_U += 1e4
+    options: dict[str, Any] = {"method": "deeplift", "baseline": 12}
+    product = la.attribute(model, text, la.TopLogit(), softmax="product", **options)
+    size, change = product.tokens.abs().sum(), difference(product).abs()
+    assert CANCELLATION * change < size < product.target_value.abs()
+    assert "cancel in 1 of 1" in product.metadata["notices"][0]
+    assert not la.attribute(model, text, la.TopLogit(), **options).metadata["notices"]
 
 
 @pytest.mark.parametrize("name", ["demo-gpt2", "demo-llama"])
@@ -531,7 +624,6 @@ def test_a_trained_model_in_float32_keeps_the_sum(name: str) -> None:
             la.TopLogit(),
             "deeplift",
             baseline=baseline,
-            softmax="log",
         )
         assert (r.extra["summation_gap"] / difference(r)).abs().item() <= 1e-2
         assert not r.metadata["notices"]
@@ -541,9 +633,9 @@ def test_a_trained_model_in_float32_keeps_the_sum(name: str) -> None:
 def test_the_log_form_keeps_the_tokens_of_a_trained_model_from_cancelling(baseline: int) -> None:
     model, text = la.load("demo-llama", dtype="float64"), "The teacher near the doctors"
     options: dict[str, Any] = {"method": "deeplift", "baseline": baseline}
-    with pytest.warns(Notice, match="pass softmax='log'"):
-        product = la.attribute(model, text, la.TopLogit(), **options)
-    log = la.attribute(model, text, la.TopLogit(), softmax="log", **options)
+    with pytest.warns(Notice, match="softmax='log' stays bounded"):
+        product = la.attribute(model, text, la.TopLogit(), softmax="product", **options)
+    log = la.attribute(model, text, la.TopLogit(), **options)
     assert product.tokens.abs().sum() > 30 * log.tokens.abs().sum()
     assert not log.metadata["notices"]
     assert log.tokens.sum().item() == pytest.approx(product.tokens.sum().item(), rel=1e-3)
@@ -552,7 +644,7 @@ def test_the_log_form_keeps_the_tokens_of_a_trained_model_from_cancelling(baseli
 @both_kinds
 def test_half_precision_follows_full_precision(case: tuple[str, str]) -> None:
     half, full = (
-        explain(tiny.model(*case, dtype), "deeplift", IDS, baseline=TOKEN, softmax="log")
+        explain(tiny.model(*case, dtype), "deeplift", IDS, baseline=TOKEN)
         for dtype in ("bfloat16", "float32")
     )
     assert error(half.tokens, full.tokens) <= 0.2
@@ -585,7 +677,7 @@ def test_an_unknown_activation_is_refused(backend: str) -> None:
 def test_an_unknown_option_is_refused() -> None:
     with pytest.raises(InputError, match="deeplift has no option 'softmx'; did you mean"):
         explain(tiny.model("gpt2", "bridge"), "deeplift", IDS, softmx="log")
-    with pytest.raises(InputError, match="softmax must be 'product' or 'log', got 'centred'"):
+    with pytest.raises(InputError, match="softmax must be 'log' or 'product', got 'centred'"):
         explain(tiny.model("gpt2", "bridge"), "deeplift", IDS, softmax="centred")
 
 
@@ -602,22 +694,8 @@ def test_the_target_may_stand_in_the_middle(backend: str) -> None:
 @pytest.mark.parametrize("norm", [None, "LN", "LNPre", "RMS", "RMSPre"])
 @pytest.mark.parametrize("attn_only", [False, True], ids=["with MLPs", "attention only"])
 def test_models_built_from_a_configuration_sum_too(norm: str | None, attn_only: bool) -> None:
-    from transformer_lens import HookedTransformer, HookedTransformerConfig
-
-    config = HookedTransformerConfig(
-        n_layers=2,
-        d_model=16,
-        n_ctx=8,
-        d_head=4,
-        d_vocab=20,
-        act_fn=None if attn_only else "relu",
-        attn_only=attn_only,
-        normalization_type=norm,
-        dtype=torch.float64,
-        seed=0,
-        init_mode="xavier_normal",
-    )
-    model = HookedTransformer(config)
-    r = la.attribute(model, IDS[:, :6] % 20, la.Logit(5), "deeplift", baseline=3)
+    act = {"act_fn": None if attn_only else "relu"}
+    model = built(**act, attn_only=attn_only, normalization_type=norm)
+    r = la.attribute(model, IDS[:, :6], la.Logit(5), "deeplift", baseline=3)
     assert r.tokens.sum().item() == pytest.approx(difference(r).item(), rel=1e-9)
     assert r.flow["stream"] == pytest.approx(difference(r)[:, None].expand(-1, 3), rel=1e-9)

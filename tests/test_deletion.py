@@ -334,6 +334,21 @@ def test_lengths_become_tasks_of_equal_size(graphs: dict[str, Any]) -> None:
     assert set(found.rows["task"]) == {"imdb/10", "imdb/30"}
 
 
+def test_lengths_of_unequal_supply_are_cut_to_the_scarcest(graphs: dict[str, Any]) -> None:
+    graph = graphs["demo-bert"]
+    long = [Sample(f"{TEXT} {TEXT} {TEXT} {i}", "", "") for i in range(3)]
+    texts = [*long, *(Sample(f"{TEXT} {i}", "", "") for i in range(5))]
+    unreadable = Sample(f"[MASK] {TEXT}", "", "")
+    task = tasks.Task("imdb", [unreadable, *texts])
+    short, middle, none = tasks.paragraphs(graph, task, (10, 40, 400), n=6)
+    assert [len(one.samples) for one in (short, middle, none)] == [3, 3, 0]
+    assert short.left_out["more than there are texts of another length"] == 3
+    assert short.left_out["the text itself holds [MASK]"] == 1
+    assert middle.left_out["shorter than 40 tokens"] == 6
+    found = bench_deletion(graph.model, [short, middle, none], ["lrp"])
+    assert [facts["used"] for facts in found.tasks.values()] == [3, 3, 0]
+
+
 def test_texts_without_content_words_are_left_out(graphs: dict[str, Any]) -> None:
     task = tasks.Task("x", [Sample("it is what it is", "", "")])
     (cut,) = tasks.paragraphs(graphs["demo-gpt2"], task)

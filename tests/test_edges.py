@@ -228,6 +228,39 @@ def test_positions_sum_to_the_whole() -> None:
     assert len(table) == found.wiring.n_edges * CLEAN.shape[1]
 
 
+def test_exact_effects_per_position() -> None:
+    """Where one position alone counts, patching the edge there is patching the edge."""
+    case, corrupted = REFERENCED[0], CLEAN.clone()
+    corrupted[:, 2] = 9
+    with tiny.precision(EXACT):
+        args = (tiny.model(*case, EXACT), CLEAN, corrupted, TARGET)
+        found = exact_edge_effects(*args, per_position=True)
+        whole = exact_edge_effects(*args)
+    assert found.by_position is not None
+    np.testing.assert_array_equal(found.scores, whole.scores)
+    from_input, to_logits = found.by_position[0], found.by_position[:, -1]
+    np.testing.assert_allclose(from_input[:, 2], whole.scores[0], atol=1e-12)
+    assert np.abs(np.delete(from_input, 2, axis=1)).max() < 1e-12
+    np.testing.assert_allclose(to_logits[:, -1], whole.scores[:, -1], atol=1e-12)
+    assert np.abs(to_logits[:, :-1]).max() < 1e-12
+    split = found.by_position.sum(axis=-1)
+    assert np.abs(split - whole.scores).max() > 1e-3  # positions of an edge do not add up
+
+
+@pytest.mark.parametrize("case", tiny.on_backends(["gpt2", "llama"]), ids=tiny.case_id)
+def test_a_score_per_position_is_the_slope_of_the_exact_effect_there(case: tuple[str, str]) -> None:
+    clean, corrupted = CLEAN[:1], CLEAN[:1].clone()
+    corrupted[:, 2] = 6
+    with tiny.precision(EXACT):
+        model = tiny.fresh(*case, EXACT, edit=_nearly_equal_words)
+        args = (model, clean, corrupted, TARGET)
+        predicted = edge_scores(*args, per_position=True).by_position
+        measured = exact_edge_effects(*args, per_position=True).by_position
+    assert predicted is not None and measured is not None
+    assert np.abs(predicted - measured).max() < 2e-4 * np.abs(measured).max()
+    assert (np.abs(measured).max(axis=(0, 1)) > 1e-9).sum() > 3  # not one position alone
+
+
 def test_memory_stays_that_of_z(monkeypatch: pytest.MonkeyPatch) -> None:
     """In small pieces, nothing is ever larger than the attention pattern of one block."""
     ids = tiny.token_ids("gpt2", rows=4, length=40)
@@ -263,6 +296,15 @@ def test_one_step_of_the_path_is_eap(case: tuple[str, str]) -> None:
     one, eap = scores(case, "eap_ig", steps=1), scores(case, "eap")
     np.testing.assert_allclose(one.scores, eap.scores, atol=1e-14)
     assert np.abs(scores(case, "eap_ig", steps=5).scores - eap.scores).max() > 1e-3
+
+
+def test_a_path_is_named() -> None:
+    """Scores of one gradient and of several never carry the same name."""
+    case = REFERENCED[0]
+    assert scores(case, "gim").method == "gim"
+    assert scores(case, "gim", steps=2).method == "gim, 2 steps"
+    assert scores(case, la.rules.gradient(), steps=2).method == "gradient, 2 steps"
+    assert scores(case, "eap_ig", steps=2).method == "eap_ig"
 
 
 @pytest.mark.parametrize("case", REFERENCED[:1], ids=tiny.case_id)
@@ -318,6 +360,7 @@ def test_what_is_refused() -> None:
     refuse("2 clean but 1 corrupted", ["w5", "w6"], ["w5"], TARGET)
     refuse("unknown method 'eap_gi'; did you mean 'eap_ig'", "w5", "w6", TARGET, "eap_gi")
     refuse("steps must be a whole number", "w5", "w6", TARGET, "eap_ig", steps=0)
+    refuse('a path of 5 steps.*method="eap_ig"', "w5", "w6", TARGET, "eap", steps=5)
     refuse("has no switch 'temprature'", "w5", "w6", TARGET, "gim", temprature=3)
     with small.untyped():
         refuse("target must be a target", "w5", "w6", " w7")
@@ -333,6 +376,8 @@ def test_what_is_refused() -> None:
     refuse("half acts at .*ln1", "w5", "w6", TARGET, rules, error=la.RuleConflictError)
     with pytest.raises(la.InputError, match="unknown mode"):
         exact_edge_effects(small.model(small.GPT2[0]), "w5", "w6", TARGET, mode="deniose")  # type: ignore[arg-type]
+    with small.untyped(), pytest.raises(la.InputError, match=r"batch_size must be a whole .* None"):
+        exact_edge_effects(small.model(small.GPT2[0]), "w5", "w6", TARGET, batch_size=None)  # type: ignore[arg-type]
 
 
 @pytest.mark.parametrize("name", small.MASKED)

@@ -23,20 +23,25 @@ pytestmark = pytest.mark.filterwarnings("ignore::lens_attr.errors.Notice")
 PROMPT = "w5 w9 w12"
 GENERATED = [20, 33, 7, 41]
 IG: dict[str, Any] = {"baseline": " w9", "steps": 4}
-METHODS: dict[str, dict[str, Any]] = {
-    "gradient_x_input": {},
-    "lrp": {},
-    "attnlrp": {},
+OPTIONS: dict[str, dict[str, Any]] = {
     "gim": {"temperature": 3.0},
-    "relp": {},
-    "gradient_l2": {},
     "integrated_gradients": IG,
+    "ig_clipped": IG,
+    "gradient_shap": {"baseline": " w9", "n_samples": 3},
     "aieg": IG,
     "deeplift": {"baseline": " w9"},
-    "occlusion": {},
-    "alti_logit": {},
-    "attention_rollout": {},
 }
+METHODS = {method.name: (method.name, OPTIONS.get(method.name, {})) for method in la.methods()}
+READ_LATER_TOKENS: dict[str, tuple[str, dict[str, Any]]] = {
+    "gradient_shap": METHODS["gradient_shap"],
+    "occlusion by windows": ("occlusion", {"window": 3}),
+    "removal by windows": ("occlusion", {"window": 2, "baseline": "remove"}),
+    "attention_only of the token": ("attention_only", {"row": "token"}),
+    "aieg of the token": ("aieg", {**IG, "row": "token"}),
+}
+CONFIGURATIONS = METHODS | READ_LATER_TOKENS
+REPEATED = [5, 9, 5, 12]
+"""Each is in the prompt, and one of them comes again."""
 TARGETS = {"logit": la.Logit, "log_prob": la.LogProb}
 
 every_causal = pytest.mark.parametrize("name", small.CAUSAL)
@@ -71,13 +76,14 @@ def story() -> Generation:
 
 
 @every_causal
-@pytest.mark.parametrize("method", METHODS)
-def test_every_row_is_the_explanation_of_its_prefix(name: str, method: str) -> None:
-    options = METHODS[method]
-    result = explain(name, method=method, **options)
+@pytest.mark.parametrize("configuration", CONFIGURATIONS)
+def test_every_row_is_the_explanation_of_its_prefix(name: str, configuration: str) -> None:
+    method, options = CONFIGURATIONS[configuration]
+    generated = REPEATED if options.get("row") == "token" else GENERATED
+    result = explain(name, method=method, generated=generated, **options)
     model, ids = small.model(name, EXACT), result.relevance.token_ids[0]
     with tiny.precision(EXACT):
-        for i, token in enumerate(GENERATED):
+        for i, token in enumerate(generated):
             prefix = ids[None, : result.n_prompt + i]
             want = la.attribute(model, prefix, la.Logit(token), method, **options)
             row = result[i]
@@ -86,8 +92,30 @@ def test_every_row_is_the_explanation_of_its_prefix(name: str, method: str) -> N
             assert torch.equal(row.token_ids, want.token_ids)
             assert torch.equal(row.position, want.position)
             assert (row.target, row.str_tokens) == (want.target, want.str_tokens)
+            assert (row.head_tokens is None) == (want.head_tokens is None)
+            for part in want.per_token:
+                assert equal(row.extra[part], want.extra[part])
             if want.head_tokens is not None and row.head_tokens is not None:
                 assert equal(row.head_tokens, want.head_tokens)
+
+
+@one_per_backend
+@pytest.mark.parametrize("configuration", READ_LATER_TOKENS)
+def test_one_forward_of_the_whole_text_would_tell_of_later_tokens(
+    name: str, configuration: str
+) -> None:
+    method, options = READ_LATER_TOKENS[configuration]
+    result = explain(name, method=method, generated=REPEATED, **options)
+    text, n = result.relevance.token_ids[:1], result.n_prompt
+    with tiny.precision(EXACT):
+        wanted = [la.Logit(t, position=n - 1 + i) for i, t in enumerate(REPEATED)]
+        whole = la.attribute(small.model(name, EXACT), text, wanted, method, **options)
+    assert error(whole.tokens[:, :n], result.relevance.tokens[:, :n]) > 1e-3
+
+
+def test_a_token_of_interest_that_was_not_read_yet_is_refused() -> None:
+    with pytest.raises(la.InputError, match="holds the token 'w20' 0 times"):
+        explain(small.GPT2[0], method="attention_only", row="token")
 
 
 @one_per_backend
@@ -246,6 +274,43 @@ def test_what_the_whole_text_used(story: Generation) -> None:
         demo(generated=" were").accumulated("generated")
 
 
+def test_special_tokens_set_apart_are_added_up_too(story: Generation) -> None:
+    apart, ignored = (story.with_special_tokens(p) for p in ("separate", "ignore"))
+    bos = story.relevance.tokens[:, 0]
+    assert torch.equal(apart.relevance.extra["special_tokens"][:, 0], bos) and bos.abs().min() > 0
+    for over in ("prompt", "generated", "all"):
+        want, found = story.accumulated(over), apart.accumulated(over)
+        total = found.tokens + found.extra["special_tokens"]
+        assert torch.allclose(total, want.tokens, atol=1e-5)
+        assert torch.allclose(found.special_mass, want.special_mass, atol=1e-5)
+        assert torch.equal(found.tokens, ignored.accumulated(over).tokens)
+    word = apart.of("newspapers")
+    both = word.tokens.sum() + word.extra["special_tokens"].sum()
+    assert torch.allclose(both, story.of("newspapers").tokens.sum(), atol=1e-5)
+    left_out = ignored.accumulated("all").special_mass
+    assert torch.allclose(left_out, story.relevance.special_mass.mean())
+    assert torch.equal(apart[2].extra["special_tokens"][0, :1], bos[2:3])
+    assert apart[2].extra["special_tokens"].shape == apart[2].tokens.shape
+
+
+def test_attention_sinks_count_as_special_for_every_generated_token(story: Generation) -> None:
+    sinks = torch.zeros(1, len(story.str_tokens), dtype=torch.bool)
+    sinks[0, 1] = True
+    apart = story.with_special_tokens("separate", also=sinks)
+    want = story.relevance.tokens[:, :2]
+    assert torch.equal(apart.relevance.extra["special_tokens"][:, :2], want)
+    named = story.with_special_tokens("ignore", also=" c")
+    assert not named.relevance.tokens[:, story.str_tokens.index(" c")].any()
+
+
+def test_a_generation_says_what_special_tokens_hold(story: Generation) -> None:
+    mass = story.relevance.special_mass
+    note = f"hold {mass.mean():.0%} of the absolute relevance, mean of {len(story)} tokens"
+    assert mass.max() > 0 and note in story._repr_html_()
+    assert f"(at most {mass.max():.0%})" in story._repr_html_()
+    assert "(left out)" in story.with_special_tokens("ignore")._repr_html_()
+
+
 def test_every_generated_token_can_count_the_same(story: Generation) -> None:
     tokens = story.relevance.tokens
     want = (tokens / tokens.abs().sum(dim=1, keepdim=True)).sum(0)[: story.n_prompt]
@@ -392,6 +457,7 @@ BAD: dict[str, tuple[dict[str, Any], str]] = {
     "too long": ({"generated": [5] * 63}, "63 generated ones are more than the 64"),
     "too long to write": ({"generated": None, "max_new_tokens": 99}, "99 generated ones"),
     "option": ({"stepz": 3}, "stepz"),
+    "mask": ({"attention_mask": torch.ones(1, 6)}, "attention_mask: a prompt is one text"),
 }
 
 
@@ -450,7 +516,9 @@ def test_the_command_writes_everything(tmp_path: Any) -> None:
 def test_the_command_as_json() -> None:
     import json
 
-    ran = run("the keys", "-n", "3", "--tokens", "--json", "-t", "log_prob", "--method", "lrp")
+    ran = run(
+        "the keys", "-n", "3", "--tokens", "--json", "--explain", "log_prob", "--method", "lrp"
+    )
     document = json.loads(ran.stdout)
     assert document["kind"] == "token" and document["unit"] == "nat"
     assert len(document["relevance"]) == len(document["rows"]) <= 3

@@ -9,6 +9,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import small
 import tiny
@@ -56,6 +57,8 @@ BAD_TEXT = {
     "negative id": (torch.tensor([[5, -1]]), "-1 is out of range"),
     "float ids": (IDS.float(), "must be integers, got torch.float32"),
     "bool ids": (IDS.bool(), "must be integers, got torch.bool"),
+    "sparse ids": (IDS.to_sparse(), r"dense tensor, got torch.sparse_coo: call .to_dense\(\)"),
+    "unsigned id too large": (torch.tensor([[VOCAB]]).to(torch.uint32), "60 is out of range"),
     "one dimension": (IDS[0], r"shape \[batch, pos\].*got \[3\]"),
     "three dimensions": (IDS[None], r"shape \[batch, pos\].*got \[1, 2, 3\]"),
     "no ids": (torch.zeros(1, 0, dtype=torch.long), r"not be empty, got \[1, 0\]"),
@@ -91,6 +94,9 @@ BAD_TARGET = {
     "no position": (lambda: at([]), "position"),
     "float position": (lambda: at(1.5), "position"),
     "position None": (lambda: at(None), "position"),
+    "position True": (lambda: at(True), "position must be an integer"),
+    "position of a float tensor": (lambda: at(torch.tensor(1.0)), "position must be an integer"),
+    "bytes": (lambda: la.Logit(b"w6"), "got bytes b'w6'"),  # type: ignore[arg-type]
 }
 
 BAD_METRIC = {
@@ -206,6 +212,7 @@ def test_number_of_positions(name: str) -> None:
 @table(
     {
         "shape": (torch.ones(1, 2), r"attention_mask \[1, 2\] does not fit ids \[2, 3\]"),
+        "sparse": (torch.ones(2, 3).to_sparse(), "attention_mask must be an ordinary dense tensor"),
         "hides a row": (torch.tensor([[1, 1, 1], [0, 0, 0]]), "hides every token of an example"),
     }
 )
@@ -287,6 +294,34 @@ def test_unknown_words_are_never_explained_silently() -> None:
     with pytest.warns(la.Notice, match=r"every word of example 1 and reads \[UNK\]"):
         r = la.attribute(model, texts, la.LogitDiff(" is", " are"))
     assert any("[UNK]" in notice for notice in r.metadata["notices"])
+
+
+WHOLE = [np.int64, np.uint8, torch.tensor, lambda i: torch.tensor(i, dtype=torch.int16)]
+
+
+@pytest.mark.parametrize("kind", WHOLE)
+def test_a_whole_number_of_any_type_is_a_number(kind: Callable[[int], Any]) -> None:
+    model = small.model(small.GPT2[0])
+    expected = la.attribute(model, TEXT, la.LogitDiff(6, 7, position=1), baseline=9)
+    target = la.LogitDiff(kind(6), [kind(7)], position=kind(1))
+    found = la.attribute(model, TEXT, target, baseline=np.int64(9))
+    assert torch.equal(found.tokens, expected.tokens)
+    assert found.target == expected.target
+    several = la.attribute(model, TEXT, la.Logit(6, position=[kind(1), kind(2)]))
+    assert several.position.tolist() == [1, 2]
+
+
+@pytest.mark.parametrize("dtype", [torch.uint8, torch.uint16, torch.uint32, torch.uint64])
+def test_unsigned_ids_are_ids(dtype: torch.dtype) -> None:
+    model = small.model(small.GPT2[0])
+    found = la.attribute(model, IDS.to(dtype), la.Logit(6))
+    assert torch.equal(found.tokens, la.attribute(model, IDS, la.Logit(6)).tokens)
+
+
+@pytest.mark.parametrize("methods", ["gim", la.rules.gim()])
+def test_compare_takes_one_method_as_it_is(methods: Any) -> None:
+    compared = la.compare(small.model(small.GPT2[0]), TEXT, PAIR, methods)
+    assert list(compared.results) == ["gim"]
 
 
 def test_compare_needs_methods() -> None:
@@ -527,6 +562,33 @@ def test_saved_result(
     saved = relevance.save(tmp_path / "result")
     spoil(saved / "relevance.json", saved / "relevance.safetensors")
     with refused(message, la.SavedResultError):
+        la.Relevance.load(saved)
+
+
+NO_RECORDS = {"records": [], "flow": [], "extra": []}
+DAMAGED = {
+    "order is empty": ({"order": {}}, "'order' has no list 'records'"),
+    "order names no tensor": ({"order": NO_RECORDS | {"flow": ["x"]}}, "names 'flow/x', which is"),
+    "order names no name": ({"order": NO_RECORDS | {"flow": [{}]}}, "not among the tensors"),
+    "order is a list": ({"order": []}, "'order' is no dict"),
+    "no strings": ({"str_tokens": None}, "'str_tokens' is no list"),
+    "no rows": ({"str_tokens": []}, "'str_tokens' and 'target' are not of 1 examples"),
+    "no row": ({"str_tokens": [None]}, "'str_tokens' and 'target' are not of 1 examples"),
+    "short row": ({"str_tokens": [["w5"]]}, "are not of 1 examples with 4 tokens"),
+    "no target": ({"target": []}, "'str_tokens' and 'target' are not of 1 examples"),
+    "no metadata": ({"metadata": None}, "'metadata' is no dict"),
+    "no method": ({"method": 3}, "'method' is no str"),
+}
+
+
+@pytest.mark.parametrize(("fields", "message"), DAMAGED.values(), ids=list(DAMAGED))
+def test_damaged_json_of_a_saved_result(
+    fields: dict[str, Any], message: str, relevance: la.Relevance, tmp_path: Path
+) -> None:
+    saved = relevance.save(tmp_path / "result")
+    plain = json.loads((saved / "relevance.json").read_text())
+    (saved / "relevance.json").write_text(json.dumps(plain | fields))
+    with refused(rf"relevance\.json is damaged: .*{message}", la.SavedResultError):
         la.Relevance.load(saved)
 
 

@@ -59,8 +59,8 @@ class Operations(torch.utils._python_dispatch.TorchDispatchMode):
         return func(*args, **(kwargs or {}))
 
 
-def operations(preset: str, **options: Any) -> Counter[str]:
-    model, ids = tiny.model("gpt2", "bridge"), tiny.token_ids("gpt2")
+def operations(preset: str, family: str = "gpt2", **options: Any) -> Counter[str]:
+    model, ids = tiny.model(family, "bridge"), tiny.token_ids(family)
     with Operations() as run:
         explain(model, preset, ids, **options)
     return run.counts
@@ -88,6 +88,12 @@ def test_lrp_multiplies_only_what_its_gradient_needs() -> None:
     assert true["bmm"] - lrp["bmm"] == 3 * layers
     assert true["mm"] - lrp["mm"] == 2 * layers
     assert (hooks["bmm"], hooks["mm"]) == (true["bmm"], true["mm"])
+
+
+def test_a_constant_gate_is_not_multiplied_back() -> None:
+    """Queries, keys and gate: three of the seven matrices of a Llama layer."""
+    lrp, true = operations("lrp", "llama"), operations("gradient_x_input", "llama")
+    assert true["mm"] - lrp["mm"] == 3 * resolve(tiny.model("llama", "bridge")).n_layers
 
 
 def test_a_hook_of_yours_behind_the_pattern_still_fires() -> None:

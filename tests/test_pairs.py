@@ -15,7 +15,16 @@ from tokenizers import ByteLevelBPETokenizer
 from transformers import PreTrainedTokenizerFast
 
 import lens_attr as la
-from lens_attr.circuits import Pairs, patch, read_ioi, read_pairs, sva_pairs
+from lens_attr.circuits import (
+    Pairs,
+    edge_scores,
+    head_scores,
+    patch,
+    prune,
+    read_ioi,
+    read_pairs,
+    sva_pairs,
+)
 from lens_attr.graph import resolve
 from lens_attr.graph.tokens import TokenBatch, tokenize
 from lens_attr.targets import GreaterThan, LogitDiff
@@ -43,6 +52,12 @@ def test_answers_as_ids_and_an_index_column(tmp_path: Path) -> None:
     assert read_pairs(csv(tmp_path, text)).target == LogitDiff([12, 14], [13, 15])
 
 
+def test_a_file_of_a_spreadsheet(tmp_path: Path) -> None:
+    """Byte order mark, Windows line ends, a blank last line."""
+    pairs = read_pairs(csv(tmp_path, "\ufeffclean,corrupted,label\r\nw5,w6,52\r\n\r\n"))
+    assert (pairs.clean, pairs.years) == (["w5"], [52])
+
+
 def test_years(tmp_path: Path) -> None:
     pairs = read_pairs(csv(tmp_path, "clean,corrupted,label\nfrom 1352 to 13,from 1301 to 13,52\n"))
     assert pairs.target == GreaterThan([52])
@@ -59,6 +74,11 @@ BAD = {
     "no number": (YEARS + "a,b,5\na,b,x5\n", "row 1: 'label' must be a whole number, got 'x5'"),
     "no rows": (YEARS, "there are no pairs"),
     "empty file": ("", "cannot read"),
+    "comma": (ASKED + "a,b,c,d\nYes, a,b,c,d\n", r"row 1 has 5 cells, the header 4: put .* quotes"),
+    "comma in every row": (ASKED + "Yes, a,b,c,d\n", "row 0 has 5 cells, the header 4"),
+    "cell missing": (ASKED + "a,b,c\n", "row 0 has 3 cells, the header 4"),
+    "column twice": ("clean,corrupted,clean,label\na,b,c,1\n", "two columns called 'clean'"),
+    "open quote": (ASKED + 'a,b,c,"d\n', "cannot read .* as csv"),
 }
 
 
@@ -185,5 +205,50 @@ def test_the_corrupted_prompt_prefers_the_foil(name: str) -> None:
 @gpt2_models
 def test_nothing_aligned_is_an_error(name: str) -> None:
     pairs = Pairs(["w5 w6"], ["w5"], [" w7"], [" w8"])
-    with pytest.raises(la.InputError, match="in none of the 1 pairs"):
+    with pytest.raises(la.InputError, match=r"none of the 1 pairs can be used. Row 0: clean has"):
         pairs.aligned(small.model(name))
+
+
+MIXED = Pairs(
+    ["w5 w6", "w7 w8", "w9 w10", "w11 w12"],
+    ["w6 w6", "w8 w8", "w9", "w12 w12"],
+    [" w7", " w9", " w7", " w20"],
+    [" w8", " w9", " w8", " w21"],
+    source="mine.csv",
+)
+
+
+@gpt2_models
+def test_a_pair_that_cannot_be_used_is_named_with_its_row(name: str) -> None:
+    model = small.model(name)
+    with pytest.raises(la.InputError, match=r"mine.csv, row 1: target and foil both .*aligned\(mo"):
+        MIXED.inputs(model)
+    with pytest.raises(la.InputError, match=r"row 0: clean has .*--skip-misaligned"):
+        MIXED[2:].inputs(model)
+    with pytest.raises(la.InputError, match=r"row 1: .*does not continue the prompt"):
+        Pairs(["w5", "w6"], ["w6", "w5"], [" w7", "7"], [" w8", "8"]).inputs(model)
+    usable = MIXED.aligned(model)
+    assert usable.clean == ["w5 w6", "w11 w12"] and usable.dropped == 2
+    assert len(patch(model, *usable.inputs(model))) == 2
+
+
+@gpt2_models
+def test_pairs_are_data_for_every_tool(name: str) -> None:
+    """One by one, and where samples are read: their clean prompts with their target."""
+    model, pairs = small.model(name), MIXED.aligned(small.model(name))
+    assert pairs[1] == pairs[-1] == pairs[1:] and [len(one) for one in pairs] == [1, 1]
+    with pytest.raises(la.InputError, match="pair 2 is out of range: there are 2"):
+        pairs[2]
+    ranking = head_scores(model, pairs, "lrp")
+    by_hand = head_scores(model, (pairs.clean, pairs.target), "lrp")
+    assert ranking.order == by_hand.order and ranking.n == 2
+    assert prune(model, pairs, ranking).n == 2
+
+
+@gpt2_models
+def test_equal_prompts_are_announced(name: str) -> None:
+    model, same = small.model(name), ["w5 w6", "w7 w8"]
+    for run in (patch, edge_scores):
+        with pytest.warns(la.Notice, match=r"the same in 1 of 2 pairs \(first: row 1\)"):
+            found = run(model, same, ["w6 w6", "w7 w8"], la.LogitDiff(6, 8))
+        assert "the same in 1 of 2" in found.metadata["notices"][0]

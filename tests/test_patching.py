@@ -353,6 +353,7 @@ BAD: dict[str, tuple[Any, Any, dict[str, Any], str]] = {
     "mode": (CLEAN, CORRUPTED, {"mode": "denoising"}, "unknown mode 'denoising'"),
     "source": (CLEAN, CORRUPTED, {"source": "nought"}, "unknown source 'nought'"),
     "batch size": (CLEAN, CORRUPTED, {"batch_size": 0}, "at least 1, got 0"),
+    "batch size as text": (CLEAN, CORRUPTED, {"batch_size": "4"}, "at least 1, got '4'"),
     "unequal batches": (CLEAN, CORRUPTED[:2], {}, "3 clean but 2 corrupted prompts"),
     "misaligned": (
         CLEAN,

@@ -105,9 +105,12 @@ def test_the_page_tells_everything_that_the_files_hold(folder: Path) -> None:
         "Why “are” rather than “is”? decided by: keys; logit of ' are' - logit of ' is' = 1.250",
         "logit of ' was' = 7.500",
         "relp is not available here: the <softmax> is hidden",
+        "prompt the keys goes on were lost",
+        "What every generated word used, lrp",
         "Head scores, gim, relu_token, mean of 50 samples",
         "measured on 40 samples; the ranking was made on 50 others",
         "one head is replaced by zero in the clean run, mean over 2 prompts",
+        "So blue cells support the target, which falls without them.",
         "Attribution against exact patching",
         f"3 of {run_dir.WIRING.n_edges} edges",
         "0.750",
@@ -161,6 +164,12 @@ def test_a_changed_number_in_a_file_is_a_changed_number_on_the_page(
     assert shown in page_of(folder)
 
 
+def test_a_changed_generation_changes_the_page(folder: Path) -> None:
+    assert "were 8.750 0.000 8.750" not in page_of(folder)
+    run_dir.generation(first=9.75).save(folder / "m")
+    assert "were 8.750 0.000 8.750" in page_of(folder)
+
+
 def test_a_changed_relevance_changes_the_page(folder: Path) -> None:
     before = page_of(folder)
     changed = replace(result("gim"), tokens=torch.tensor([[0.0, 8.5, 0.0]]))
@@ -171,6 +180,7 @@ def test_a_changed_relevance_changes_the_page(folder: Path) -> None:
 @pytest.mark.parametrize(
     ("result", "drawn"),
     [
+        (run_dir.generation(first=9.75), 1),
         (replace(run_dir.patched(), per_example=torch.full((2, 2, 2), 9.75)), 1),
         (replace(run_dir.ranking(), scores=np.full((2, 2), 9.75)), 1),
         (run_dir.faithfulness().curves[0].evaluations[0], 0),

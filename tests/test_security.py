@@ -20,6 +20,7 @@ from test_report import result
 import lens_attr as la
 from lens_attr.attribution.comparison import Comparison
 from lens_attr.graph import backend_class
+from lens_attr.graph.model import _name_of
 from lens_attr.plots import html_tokens
 from lens_attr.report import Page, Section, explained_text, write_page
 from lens_attr.runs.lock import at_work
@@ -265,6 +266,18 @@ def test_that_browser_would_run_a_script(tmp_path: Path) -> None:
         timeout=120,
     ).stdout
     assert "<title>hit</title>" in shown
+
+
+@pytest.mark.parametrize("backend", tiny.BACKENDS)
+def test_a_result_names_a_local_model_without_its_folders(backend: Any) -> None:
+    found = la.attribute(la.load("demo-gpt2", backend=backend), "the keys", la.Logit(" are"))
+    assert found.metadata["model"]["model_name"] == "demo-gpt2"
+    assert str(Path(la.__file__).parent) not in repr(found.metadata)
+
+
+def test_a_name_of_the_hub_stays_whole() -> None:
+    assert _name_of("meta-llama/Llama-3.2-1B") == "meta-llama/Llama-3.2-1B"
+    assert _name_of("") == ""
 
 
 # ------------------------------------------------------------------------------- the out directory

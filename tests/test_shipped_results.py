@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib.util
 import json
+from dataclasses import replace
 from pathlib import Path
 from types import ModuleType
 
@@ -35,6 +36,19 @@ def test_readme_quotes_the_results() -> None:
     quoted = README.split(start)[1].split(end)[0].strip()
     assert quoted == OVERVIEW.readme_overview()
     assert quoted.count("| `") > 15 and "- **demo-bert**: " in quoted
+
+
+def test_notes_of_a_run_are_footnotes_of_its_numbers(tmp_path: Path) -> None:
+    for model in OVERVIEW.MODELS:
+        table = BenchTable.load(RESULTS / model)
+        notes = ["deeplift: misses its sum."] if model == "demo-llama" else []
+        replace(table, metadata={**table.metadata, "notes": notes}).save(tmp_path / model)
+    page = OVERVIEW.readme_overview(tmp_path)
+    assert "- † demo-llama, `deeplift`: misses its sum." in page.splitlines()
+    (row,) = (line for line in page.splitlines() if line.startswith("| `deeplift` |"))
+    marked = [cell.endswith("†") for cell in row.split(" | ")[1:]]
+    assert [bool(mark) for mark in marked] == [False] * 3 + [True] * 3 + [False] * 3
+    assert page.count("†") == 3 + 1 + 1
 
 
 @pytest.mark.parametrize("model", OVERVIEW.MODELS)

@@ -31,7 +31,8 @@ from lens_attr.evaluation import (
 from lens_attr.evaluation.baselines import BASELINES
 from lens_attr.evaluation.context_length import lengthened
 from lens_attr.evaluation.stability import rank_correlation
-from lens_attr.evaluation.tasks.edits import EDITS, SYNONYMS, word_spans, words_of
+from lens_attr.evaluation.tasks.edits import EDITS, word_spans, words_of
+from lens_attr.evaluation.tasks.synonyms import SYNONYMS, swaps
 from lens_attr.evaluation.versions import resegmented, shared_words, words
 from lens_attr.graph import resolve
 from lens_attr.types import Sample
@@ -103,6 +104,34 @@ def test_synonyms_are_no_nouns_of_the_demo_language() -> None:
     nouns = {form for pair in NOUNS for form in pair}
     assert not nouns & {word for phrase in SYNONYMS for word in phrase.split()}
     assert all(word in SYNONYMS[other] for word, others in SYNONYMS.items() for other in others)
+
+
+def test_synonyms_fit_the_place() -> None:
+    assert swaps("A strange boat") == [], "no vowel may come behind this article"
+    assert swaps("the strange boat") == [(4, 11, ["odd"])]
+    assert swaps("However , it sank") == [(0, 7, ["Nevertheless", "Nonetheless"])]
+    assert swaps("it hasn't sunk because of us") == [
+        (3, 9, ["has not"]), (15, 25, ["due to", "owing to"])
+    ]  # fmt: skip
+    assert not swaps("a well-known-ish hardness")
+    sample = Sample("it is not here , it", " has", " have", truth=((0, 2),))
+    assert EDITS["synonym"](sample, random.Random(0)) == replace(sample, text="it isn't here , it")
+    assert EDITS["synonym"](replace(sample, answer=" is"), random.Random(0)) is None
+
+
+@pytest.mark.shared
+@pytest.mark.parametrize(
+    ("name", "share"),
+    [
+        ("squad/dev-v2.0-sample.json", 0.8),
+        ("blimp/anaphor_gender_agreement.jsonl", 0.5),
+        ("blimp/distractor_agreement_relative_clause.jsonl", 0.5),
+    ],
+)
+def test_real_texts_hold_words_of_the_list(shared: Path, name: str, share: float) -> None:
+    (task,) = tasks.read(shared / "data" / name).values()
+    made = tasks.edited(task, ["synonym"]).versions["synonym"]
+    assert len(made) >= share * len(task.samples)
 
 
 def test_words_are_without_punctuation() -> None:

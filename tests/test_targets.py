@@ -208,6 +208,50 @@ def test_single_tokens_give_no_notice(name: str) -> None:
     assert found.metadata["notices"] == []
 
 
+@cache
+def demo(name: str) -> Any:
+    return la.load(name)
+
+
+def space_notices(name: str, text: str | list[str], target: Any) -> list[str]:
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", Notice)
+        notices = la.attribute(demo(name), text, target).metadata["notices"]
+    return [notice for notice in notices if "leading space" in notice]
+
+
+@pytest.mark.parametrize("name", ["demo-gpt2", "demo-llama"])
+@pytest.mark.parametrize("make", [la.Logit, la.LogProb, lambda word: la.LogitDiff(word, " is")])
+@pytest.mark.parametrize("text", ["the keys near the cabinet", "the keys ,", ["the key", "a box"]])
+def test_a_word_without_its_space_is_another_token_with_a_notice(
+    name: str, make: Any, text: Any
+) -> None:
+    (notice,) = space_notices(name, text, make("are"))
+    assert notice.startswith("'are': without a leading space")
+    assert notice.endswith("the word here is ' are'")
+    assert space_notices(name, text, make(" are")) == []
+
+
+def test_target_and_foil_without_their_spaces_are_one_notice() -> None:
+    (notice,) = space_notices("demo-gpt2", "the keys", la.LogitDiff("are", "is"))
+    assert notice.startswith("'are', 'is': ") and notice.endswith("' are', ' is'")
+
+
+@pytest.mark.parametrize(
+    ("name", "text", "target"),
+    [
+        ("demo-gpt2", "the keys\n", la.Logit("are")),
+        ("demo-gpt2", "the keys (", la.Logit("are")),
+        ("demo-gpt2", "the keys", la.Logit("are", position=0)),  # what follows BOS
+        ("demo-gpt2", "the keys", la.Logit(".")),
+        ("demo-gpt2", "the keys", la.Logit(7)),
+        ("demo-bert", "the keys [MASK] here .", la.Logit("are")),
+    ],
+)
+def test_where_a_word_needs_no_space_there_is_no_notice(name: str, text: str, target: Any) -> None:
+    assert space_notices(name, text, target) == []
+
+
 # --------------------------------------------------------------------------- closed forms
 
 

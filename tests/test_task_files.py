@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -10,6 +11,7 @@ import pytest
 
 from lens_attr.errors import InputError
 from lens_attr.evaluation import tasks
+from lens_attr.evaluation.tasks.annotation import spacy_parser
 from lens_attr.evaluation.tasks.english import other_number
 from lens_attr.evaluation.tasks.files import detect
 from lens_attr.types import Sample
@@ -139,13 +141,19 @@ def test_linzen_counts_words_from_one(tmp_path: Path) -> None:
     assert task.name == "sva" and sample.tags == {"attractors": "1"}
 
 
-def test_goldberg_needs_the_subject_in_a_sixth_column(tmp_path: Path) -> None:
+def test_goldberg_has_the_subject_in_a_sixth_column_or_needs_a_parser(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setitem(sys.modules, "spacy", None)
+    spacy_parser.cache_clear()
     masked = f"The keys to the cabinet {MASK} here ."
     five = f"1\tThe keys to the cabinet are here .\t{masked}\tare\tis"
     (task,) = tasks.read(write(tmp_path, "lgd.tsv", five, f"{five}\t2")).values()
     (sample,) = task.samples
     assert deciding(sample) == "keys" and sample.foil == " is"
-    assert task.left_out == {"the subject is not annotated": 1}
+    ((reason, count),) = task.left_out.items()
+    assert reason.startswith("the subject is not annotated; ") and count == 1
+    assert "pip install 'lens-attr[spacy]'" in reason
 
 
 @pytest.mark.parametrize(
@@ -286,6 +294,33 @@ def test_malformed_rows_stop_the_run_and_are_skipped_on_request(
     assert [key.startswith("malformed: line") for key in task.left_out] == [True]
 
 
+def test_rows_malformed_in_the_same_way_are_one_reason(tmp_path: Path) -> None:
+    rows = ["bad", "fine\t0\tx", *["worse"] * 6]
+    path = write(tmp_path, "t.tsv", "sentence\tlabel", "fine\t1", *rows)
+    (task,) = tasks.read(path, skip_bad=True).values()
+    first = "malformed: lines 3, 4, 5, 6, 7, ...: has 1 columns, the first line has 2"
+    assert task.left_out == {first: 8}
+    own = write(tmp_path, "m.jsonl", GOOD, {"answer": "x"}, GOOD | {"foil": 3})
+    (task,) = tasks.read(own, skip_bad=True).values()
+    assert task.left_out == {
+        "malformed: line 2: has no 'text'": 1, "malformed: line 3: 'foil' is not a string": 1,
+    }  # fmt: skip
+
+
+def test_tables_without_a_header_are_no_marvin_linzen_pairs(tmp_path: Path) -> None:
+    rows = [f"{i}\tThe film is fine.\t{i % 2}" for i in range(4)]
+    with pytest.raises(InputError, match=r"t\.tsv line 1 and 3 more name no kind .*simple_agrmt"):
+        tasks.read(write(tmp_path, "t.tsv", *rows))
+    pair = "the author laughs\tthe author laugh"
+    path = write(tmp_path, "t.tsv", f"simple_agrmt\t{pair}", f"npi_across\t{pair}", *rows)
+    (task,) = tasks.read(path).values()
+    assert len(task.samples) == 1
+    assert task.left_out == {
+        "no rule finds the deciding word of npi_across": 1,
+        "no rule finds the deciding word of rows whose first column names no kind": 4,
+    }
+
+
 def test_answers_that_are_not_in_the_context_are_named(tmp_path: Path) -> None:
     path = squad(tmp_path, asked("Rome", 13), asked("Paris", 13), asked("Oslo", 99))
     with pytest.raises(InputError) as raised:
@@ -324,8 +359,59 @@ def test_wrong_encodings_are_refused_with_the_line(tmp_path: Path) -> None:
 def test_broken_squad_files_are_refused_with_the_line(tmp_path: Path) -> None:
     with pytest.raises(InputError, match="line 2 is not JSON"):
         tasks.read(write(tmp_path, "q.json", '{"data":', "oops}"))
-    with pytest.raises(InputError, match="no SQuAD file"):
-        tasks.read(write(tmp_path, "q.json", "[1]"))
+    for text in ("[1]", "{}", '{"data": {}}', '{"data": null}', "3"):
+        with pytest.raises(InputError, match=r"q\.json line 1 is no SQuAD file: .* list 'data'"):
+            tasks.read(write(tmp_path, "q.json", text))
+
+
+QUESTION = {"id": "q1", "question": "Where?", "answers": [{"text": "Rome", "answer_start": 13}]}
+PARAGRAPH = {"context": "Ann lives in Rome.", "qas": [QUESTION]}
+
+
+@pytest.mark.parametrize(
+    ("data", "message"),
+    [
+        ([1], r"line \d+: data\[1\]: 1 is not an object"),
+        ([{"paragraphs": None}], r"data\[1\]\.paragraphs: is not a list"),
+        ([{}], r"data\[1\]\.paragraphs: is not a list"),
+        ([{"paragraphs": ["text"]}], r"data\[1\]\.paragraphs\[0\]: 'text' is not an object"),
+        ([{"paragraphs": [PARAGRAPH | {"qas": {}}]}], r"paragraphs\[0\]\.qas: is not a list"),
+        ([{"paragraphs": [PARAGRAPH | {"qas": ["?"]}]}], r"qas\[0\]: '\?' is not an object"),
+        ([{"paragraphs": [PARAGRAPH | {"context": 3}]}], "question 'q1': its paragraph has no"),
+        *(
+            ([{"paragraphs": [PARAGRAPH | {"qas": [QUESTION | {"answers": answers}]}]}], message)
+            for answers, message in (
+                ("Rome", "question 'q1': 'answers' is no list"),
+                (["Rome"], "question 'q1': the answer 'Rome' is not an object"),
+                ({"text": "Rome"}, "question 'q1': 'answers' has no list 'text'"),
+                ({"text": ["Rome"]}, "question 'q1': 'answers' has no list 'answer_start'"),
+                ([{"text": 1}], "question 'q1': 'text' is not a string"),
+                ([{"text": "Rome"}], "question 'q1': the answer's span must be two integers"),
+            )
+        ),
+    ],
+)
+def test_squad_files_of_another_shape_are_malformed_rows(
+    tmp_path: Path, data: list[Any], message: str
+) -> None:
+    document = {"data": [{"paragraphs": [PARAGRAPH]}, *data]}
+    path = write(tmp_path, "q.json", json.dumps(document, indent=1))
+    with pytest.raises(InputError, match=message) as raised:
+        tasks.read(path)
+    assert f"{path} line " in str(raised.value)
+    (task,) = tasks.read(path, skip_bad=True).values()
+    assert len(task.samples) == 1 and sum(task.left_out.values()) == 1
+
+
+def test_answers_may_be_lists_under_their_names(tmp_path: Path) -> None:
+    """As in Hugging Face's copy of SQuAD."""
+    named = {"text": ["Rome", "in Rome"], "answer_start": [13, 10]}
+    path = squad(tmp_path, QUESTION | {"answers": named},
+                 QUESTION | {"answers": {"text": [], "answer_start": []}})  # fmt: skip
+    (task,) = tasks.read(path).values()
+    (found,) = task.samples
+    assert deciding(found) == "Rome" and found.answer == " Rome"
+    assert task.left_out == {"the question has no answer": 1}
 
 
 def test_a_byte_order_mark_and_windows_lines_are_no_problem(tmp_path: Path) -> None:

@@ -15,6 +15,7 @@ from transformers import AutoTokenizer, BertTokenizer, GPT2Tokenizer
 import lens_attr as la
 from lens_attr.errors import InputError
 from lens_attr.evaluation import tasks
+from lens_attr.evaluation.tasks.edits import same_rivals
 from lens_attr.graph import ModelGraph, resolve
 from lens_attr.graph.tokens import character_spans, encode_prompt
 from lens_attr.types import Sample
@@ -241,10 +242,17 @@ def test_unknown_tasks_are_refused() -> None:
         tasks.built_in("svaa", 3)
 
 
-def test_a_task_without_foils_competes_with_the_vocabulary() -> None:
-    assert tasks.Task("mine", [Sample("a", " b", "")]).open_vocabulary
-    assert not tasks.Task("mine", [Sample("a", " b", " c")]).open_vocabulary
-    assert tasks.built_in("qa", 2).open_vocabulary
+def test_an_answer_without_a_foil_competes_with_the_vocabulary(graphs: dict[str, Any]) -> None:
+    """And takes no other sample's foil away."""
+    made = [sample("the keys", "keys"), sample("the old keys", "keys", foil="")]
+    task = tasks.Task("mine", made)
+    with_foil, without = tasks.view(graphs["demo-gpt2"], task).samples
+    assert with_foil.foil is not None and without.foil is None
+    assert [one.foil for one in same_rivals(task, made)] == [" is", ""]
+    for questions in (tasks.built_in("qa", 2), tasks.Task("qa", made)):
+        seen = tasks.view(graphs["demo-gpt2"], questions).samples
+        assert [one.foil for one in seen] == [None, None]
+        assert not any(one.foil for one in same_rivals(questions, questions.samples))
 
 
 def test_a_smaller_task_is_the_start_of_a_larger_one() -> None:

@@ -4,12 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from contextlib import ExitStack
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from typing import Any, get_args
 
 import torch
-from jaxtyping import Float
+from jaxtyping import Bool, Float
 from torch import Tensor
 
 from lens_attr.attribution.embeddings import (
@@ -26,7 +26,7 @@ from lens_attr.attribution.recording import Recorder, Request, product_of, resol
 from lens_attr.attribution.scoring import labels_of, logits_of_each, refuse_non_finite
 from lens_attr.errors import InputError
 from lens_attr.graph import ModelGraph, Role
-from lens_attr.graph.tokens import TokenBatch
+from lens_attr.graph.tokens import TokenBatch, token_string
 from lens_attr.rules import RuleSet
 from lens_attr.rules.deeplift import (
     SoftmaxForm,
@@ -46,7 +46,13 @@ GAP = 0.05
 """A larger relative summation gap earns a notice."""
 
 CANCELLATION = 100.0
-"""So does a sum of absolute token relevances larger than this many times the target."""
+"""So does a sum of absolute token relevances larger than this many times |F(x) - F(x0)|."""
+
+NO_VARIANCE = 0.5
+"""Mean square of a normed vector, v / (v + eps), below which its variance v is less than eps."""
+
+DEFAULT_TOKENS = ("bos_token_id", "eos_token_id", "pad_token_id")
+"""Of the tokenizer; the first that it has is the baseline where zero cannot be."""
 
 REPLACED: tuple[Role, ...] = ("scores", "mlp_pre", "head_pre", "norm_scale")
 """The gradient that arrives here is not yet the multiplier."""
@@ -59,9 +65,9 @@ class DeepLift(EmbeddingExplainer):
     The relevance of a token is ``sum_d (e - e0) m``, where m is the multiplier that replaces the
     gradient: the secant (f(x) - f(x0)) / (x - x0) at elementwise functions (rescale rule), and
     (a + a0)/2 and (b + b0)/2 at a product a b (product rule): A.V, Q.K, gate x up. The softmax is
-    exp, sum, reciprocal and a product; a norm is c / sqrt(mean(c c) + eps), with c centred. Each
-    step is exact, so the relevance sums to F(x) - F(x0), at the embeddings and at every block. The
-    paper leaves products open; this is the symmetric rule.
+    exp(s - log sum exp s), of rescale rules and linear steps; a norm is c / sqrt(mean(c c) + eps),
+    with c centred. Each step is exact, so the relevance sums to F(x) - F(x0), at the embeddings and
+    at every block. The paper leaves products open; this is the symmetric rule.
 
     ``r.extra`` holds ``baseline_value`` F(x0) [batch] and ``summation_gap`` [batch], what the
     tokens miss of F(x) - F(x0) (rounding). ``r.flow["stream"]`` [batch, layer + 1] is the sum at
@@ -72,28 +78,32 @@ class DeepLift(EmbeddingExplainer):
     `LogProb`. Cost: one forward and one backward of [x; x0], twice the batch. Further targets cost
     one backward each.
 
-    Multipliers are bounded by no derivative. A softmax whose scores all grew by s has multipliers
-    of order exp(s), though it did not change; they cancel in the sum, less so in the tokens.
-    ``softmax="log"`` takes it apart as exp(s - log sum exp s) instead: rescale rules and linear
-    steps only, and bounded. A zero baseline leaves a norm without variance where nothing else is
-    added (no position embeddings, or ``embeddings="full"``): a token is the better baseline there.
-    A notice says when relevances cancel or the sum is off.
+    ``softmax="product"`` takes the softmax apart as exp(s) times a reciprocal, which sums as
+    exactly but is not bounded: scores that all grew by s give multipliers of order exp(s), though
+    the softmax did not change; they cancel in the sum, less so in the tokens.
+
+    Without a ``baseline``, x0 is zero where something else is added to the token embedding. Where
+    nothing is (no position embeddings, as in Llama, or ``embeddings="full"``) a zero would leave
+    every norm without variance, and x0 is the tokenizer's BOS token at every position (its EOS or
+    pad token where it has no BOS): a notice and the metadata say which. A zero that is asked for is
+    refused where it reaches the last norm without variance. A notice says when relevances cancel
+    or the sum is off.
 
     Attributes:
         embeddings: ``"token"``: positions stay as they are; ``"full"``: the baseline replaces them.
         baseline: x0.
-        softmax: ``"product"``, exp(s) times a reciprocal, or ``"log"``.
+        softmax: ``"log"``, or ``"product"``.
         record: roles, hook names and globs where relevance is kept too.
     """
 
     embeddings: Embeddings = "token"
-    softmax: SoftmaxForm = "product"
+    softmax: SoftmaxForm = "log"
     record: Sequence[str] = ()
 
     def __post_init__(self) -> None:
         super().__post_init__()
         if self.softmax not in get_args(SoftmaxForm):
-            raise InputError(f"softmax must be 'product' or 'log', got {self.softmax!r}.")
+            raise InputError(f"softmax must be 'log' or 'product', got {self.softmax!r}.")
 
     @property
     def rules(self) -> RuleSet:
@@ -115,10 +125,23 @@ class DeepLift(EmbeddingExplainer):
         """One forward of input and baseline together for all targets, and one backward each.
 
         Raises:
-            InputError: a target that is neither linear in the logits nor a log-probability.
+            InputError: a target that is neither linear in the logits nor a log-probability; a
+                baseline that leaves the last norm without variance.
         """
         for target in targets:
             _refuse_target(target)
+        token = _default_token(graph, self.embeddings) if self.baseline is None else None
+        if token is None:
+            return self._explain_many(graph, batch, targets)
+        found = replace(self, baseline=token)._explain_many(graph, batch, targets)
+        for each in found:
+            each.metadata["baseline"] = token
+            each.notices.append(_told(graph, token))
+        return found
+
+    def _explain_many(
+        self, graph: ModelGraph, batch: TokenBatch, targets: Sequence[Resolved]
+    ) -> list[Explained]:
         requests = _requests(graph, self.record)
         recorder = Recorder(batch.padding_mask, combine=_relevance)
         session = Session(graph, self.rules, strict=True)
@@ -129,6 +152,7 @@ class DeepLift(EmbeddingExplainer):
         baseline = baseline_embedding(graph, self.baseline)
         with torch.enable_grad(), ExitStack() as stack:
             _put_baseline(graph, baseline, self.embeddings, stack)
+            _refuse_without_variance(graph, batch.attention_mask, stack)
             inputs.attach(graph, stack)
             stack.enter_context(recorder)
             stack.enter_context(session)
@@ -163,7 +187,7 @@ class DeepLift(EmbeddingExplainer):
             labels=labels_of(target, halves(logits.detach())[0]),
             extra={"baseline_value": top.baseline, "summation_gap": gap},
             metadata={"fired": firings(session)},
-            notices=_notices(tokens, gap, top),
+            notices=_notices(tokens, gap, top, self.softmax),
             **parts,
         )
 
@@ -193,6 +217,62 @@ def _at_the_top(graph: ModelGraph, target: Resolved, pair: Float[Tensor, "pair d
     cap = graph.soft_cap("logits")
     gradient = both(multiplier) if cap is None else soft_cap_gradient(multiplier, wide(pair), cap)
     return Top(value, baseline, gradient.to(pair.dtype))
+
+
+def _default_token(graph: ModelGraph, which: Embeddings) -> int | None:
+    """The baseline where none is given; None for zero, which needs something added to it.
+
+    Raises:
+        InputError: the tokenizer has no such token.
+    """
+    added = which == "token" and graph.points("pos_embed")
+    if added or not graph.points("norm_scale"):
+        return None
+    for name in DEFAULT_TOKENS:
+        token = getattr(graph.tokenizer, name, None)
+        if token is not None:
+            return int(token)
+    raise InputError(
+        "nothing is added to the embeddings that deeplift replaces, so a zero baseline would leave "
+        "every norm without variance, and there is no BOS, EOS or pad token to take instead: give "
+        "a token or an id as baseline."
+    )
+
+
+def _told(graph: ModelGraph, token: int) -> str:
+    return (
+        f"no baseline was given, so deeplift compares with {token_string(graph, token)!r} "
+        f"(baseline={token}) at every position: nothing is added to the embeddings that it "
+        "replaces, and a zero would leave every norm without variance."
+    )
+
+
+def _refuse_without_variance(
+    graph: ModelGraph, mask: Bool[Tensor, "batch pos"], stack: ExitStack
+) -> None:
+    """A forward raises where the baseline comes to the last norm as it went into the first.
+
+    The multipliers of a norm without variance are of order 1 / sqrt(eps). Behind the embedding
+    alone they cancel in every token; in every block, they do not.
+
+    Raises:
+        InputError: from the forward, naming the norm.
+    """
+
+    def check(normed: Tensor) -> None:
+        _, normed0 = halves(normed.detach())
+        lost = (wide(normed0).square().mean(dim=-1) < NO_VARIANCE) & mask
+        if bool(lost.any()):
+            raise InputError(
+                f"the baseline of example {int(lost.any(dim=1).nonzero()[0])} comes to "
+                f"{norms[-1].name} without variance, as it went into every norm before: nothing "
+                "in this model is added to it, and deeplift's multipliers would be without bound. "
+                'Give a token as the baseline (baseline="pad", " the", an id), or leave it out.'
+            )
+
+    norms = graph.points("normalized")
+    if norms:
+        norms[-1].on_forward(check, stack)
 
 
 def _put_baseline(graph: ModelGraph, baseline: Tensor, which: Embeddings, stack: ExitStack) -> None:
@@ -241,21 +321,29 @@ def _refuse_target(target: Resolved) -> None:
         )
 
 
+REMEDY: dict[SoftmaxForm, str] = {
+    "product": "Where the scores of a softmax all shift, softmax='log' stays bounded.",
+    "log": "Either F is nearly the same at both, or the baseline is too far from the input: try "
+    "another token.",
+}
+
+
 def _notices(
-    tokens: Float[Tensor, "batch pos"], gap: Float[Tensor, " batch"], top: Top
+    tokens: Float[Tensor, "batch pos"],
+    gap: Float[Tensor, " batch"],
+    top: Top,
+    softmax: SoftmaxForm,
 ) -> list[str]:
-    value, value0 = top.value.to(gap).abs(), top.baseline.to(gap).abs()
-    noise = torch.finfo(top.value.dtype).eps ** 0.5 * torch.maximum(value, value0)
-    loses = gap.abs() > GAP * (top.value - top.baseline).to(gap).abs() + noise
-    cancels = tokens.abs().sum(dim=1) > CANCELLATION * torch.maximum(value, value0)
-    bad = loses | cancels
+    value, value0 = top.value.to(gap), top.baseline.to(gap)
+    noise = torch.finfo(top.value.dtype).eps ** 0.5 * torch.maximum(value.abs(), value0.abs())
+    change, size = (value - value0).abs(), tokens.abs().sum(dim=1)
+    bad = (gap.abs() > GAP * change + noise) | (size > CANCELLATION * change + noise)
     if not bool(bad.any()):
         return []
-    total, missed = tokens.abs().sum(dim=1)[bad].max(), gap.abs()[bad].max()
+    worst = int(torch.where(bad, size, -1.0).argmax())
     return [
-        f"deeplift's multipliers are huge in {int(bad.sum())} of {len(bad)} examples: absolute "
-        f"token relevances add up to {float(total):.2g} and cancel in the sum, which misses "
-        f"F(x) - F(baseline) by {float(missed):.2g}. The baseline is too far from the input: a "
-        "softmax whose scores all shift (pass softmax='log'), or a zero baseline that leaves "
-        "a norm without variance (give a token as baseline)."
+        f"deeplift's token relevances cancel in {int(bad.sum())} of {len(bad)} examples: their "
+        f"absolute values add up to {float(size[worst]):.2g} and their sum misses F(x) - "
+        f"F(baseline) = {float(value[worst] - value0[worst]):.2g} by "
+        f"{float(gap[worst].abs()):.2g}. {REMEDY[softmax]}"
     ]

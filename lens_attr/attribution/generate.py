@@ -2,22 +2,21 @@
 
 from __future__ import annotations
 
-import warnings
 from collections.abc import Iterable, Sequence
 from dataclasses import replace
 from itertools import islice
 from typing import Any, Literal, get_args
 
 import torch
-from jaxtyping import Int
+from jaxtyping import Bool, Int
 from rich.console import Console
 from rich.progress import track
 from torch import Tensor
 
-from lens_attr.attribution.attribute import attribute
+from lens_attr.attribution.attribute import attribute, prefix_exact
 from lens_attr.attribution.generation import Generation
 from lens_attr.attribution.relevance import Relevance
-from lens_attr.errors import InputError, Notice, UnsupportedModelError, did_you_mean
+from lens_attr.errors import InputError, UnsupportedModelError, did_you_mean, give_notice
 from lens_attr.graph import ModelGraph, resolve
 from lens_attr.graph.decoding import decode, end_ids, runners_up
 from lens_attr.graph.tokens import continuation, encode_prompt, tokenize, unknown_words
@@ -57,7 +56,9 @@ def attribute_generation(
 
     Cost: one forward per generated token (none where ``generated`` is given), then that of the
     method for as many targets of one text as tokens were generated: one forward for a method made
-    of rules. One more forward for ``"logit_diff"``.
+    of rules. One more forward for ``"logit_diff"``. A method that reads the whole text whatever is
+    explained (GradSHAP's noise, occlusion with ``window > 1``, ``row="token"``) is run on every
+    prefix by itself.
 
     Args:
         model: a HookedTransformer or TransformerBridge that predicts the next token.
@@ -79,6 +80,8 @@ def attribute_generation(
     graph = resolve(model)
     _refuse_masked(graph)
     _check(target, max_new_tokens, generated, sampling_temperature)
+    if options.get("attention_mask") is not None:
+        raise InputError("attention_mask: a prompt is one text without padding, nothing is masked.")
     before = _prompt_ids(graph, prompt)
     if generated is None:
         assert max_new_tokens is not None
@@ -89,21 +92,22 @@ def attribute_generation(
         after = _continuation_ids(graph, prompt, generated)
     _refuse_too_long(graph, len(before), len(after))
     ids = [*before, *after]
-    every = attribute(
-        model,
-        torch.tensor([ids]),
-        [_targets(graph, ids, len(before), target)],
-        method,
-        progress=progress,
-        **options,
-    )
+    wanted = _targets(graph, ids, len(before), target)
+    if prefix_exact(method, options):
+        every = attribute(
+            model, torch.tensor([ids]), [wanted], method, progress=progress, **options
+        )
+    else:
+        texts, mask = _prefixes(ids, len(before))
+        options |= {"attention_mask": mask, "batch_size": 1}
+        every = attribute(model, texts, wanted, method, progress=progress, **options)
     how = "given" if generated is not None else "sampled" if sampling_temperature else "greedy"
     facts: dict[str, Any] = {"decoding": how, "target": target, "n_prompt": len(before)}
     if how == "sampled":
         facts |= {"temperature": sampling_temperature, "seed": sampling_seed}
     notices = _unknown_words(graph, prompt, generated)
     for notice in notices:
-        warnings.warn(notice, Notice, stacklevel=2)
+        give_notice(notice)
     return Generation(_of_prefixes(every, facts, notices), len(before))
 
 
@@ -234,16 +238,25 @@ def _targets(graph: ModelGraph, ids: Sequence[int], start: int, target: OfToken)
     return LogitDiff(written, runners_up(graph, ids, start), position=position)
 
 
+def _prefixes(
+    ids: Sequence[int], start: int
+) -> tuple[Int[Tensor, "row pos"], Bool[Tensor, "row pos"]]:
+    """What each token from ``start`` on was predicted from, as ids and their mask."""
+    length = torch.arange(start, len(ids))[:, None]
+    return torch.tensor(ids).expand(len(length), -1), torch.arange(len(ids)) < length
+
+
 def _of_prefixes(every: Relevance, facts: dict[str, Any], notices: list[str]) -> Relevance:
     """Each row cut off, by its mask, after the position that its prediction stood at."""
     columns = torch.arange(every.tokens.shape[1])
     seen = columns[None] <= every.position[:, None]
-    heads = every.head_tokens
+    heads, special = every.head_tokens, every.special
     return replace(
         every,
         tokens=torch.where(seen, every.tokens, 0.0),
         attention_mask=seen,
         head_tokens=None if heads is None else torch.where(seen[:, None, :, None], heads, 0.0),
+        special=None if special is None else special & seen,
         metadata={
             **every.metadata,
             "generation": facts,

@@ -24,9 +24,18 @@ FORMAT = 1
 TENSORS = ("tokens", "token_ids", "attention_mask", "target_value", "position")
 OPTIONAL = ("head_tokens", "heads_relu_dim", "special")
 MAPPINGS = ("records", "flow", "extra")
-PLAIN = ("str_tokens", "target", "method", "unit")
+PLAIN = ("str_tokens", "target", "method", "unit", "per_token")
 SAVED = (*PLAIN, "metadata", "order")
 """What the json of a saved result holds."""
+
+KINDS: dict[str, type] = {
+    "str_tokens": list,
+    "target": list,
+    "method": str,
+    "unit": str,
+    "metadata": dict,
+    "order": dict,
+}
 
 
 def save_parts(relevance: Relevance) -> tuple[dict[str, Tensor], dict[str, Any]]:
@@ -124,17 +133,45 @@ def load_fields(directory: Path) -> dict[str, Any]:
     Raises:
         SavedResultError: missing, truncated, altered, or of an unknown format.
     """
-    return fields_of(*read(directory, "relevance", SAVED))
+    tensors, plain = read(directory, "relevance", SAVED)
+    return fields_of(tensors, plain, directory / "relevance.json")
 
 
-def fields_of(tensors: dict[str, Tensor], plain: dict[str, Any]) -> dict[str, Any]:
-    """What `save_parts` took apart, as keyword arguments of `Relevance`."""
+def fields_of(tensors: dict[str, Tensor], plain: dict[str, Any], path: Path) -> dict[str, Any]:
+    """What `save_parts` took apart, as keyword arguments of `Relevance`.
+
+    Raises:
+        SavedResultError: ``plain``, the json at ``path``, does not fit the tensors.
+    """
+    problem = _damage(tensors, plain)
+    if problem is not None:
+        raise SavedResultError(f"{path} is damaged: {problem}. Save the result again.")
     fields: dict[str, Any] = {name: plain[name] for name in (*PLAIN, "metadata")}
     fields |= {name: tensors.get(name) for name in (*TENSORS, *OPTIONAL)}
     for mapping in MAPPINGS:
         names = plain["order"][mapping]
         fields[mapping] = {name: tensors[f"{mapping}/{name}"] for name in names}
     return fields
+
+
+def _damage(tensors: dict[str, Tensor], plain: dict[str, Any]) -> str | None:
+    """The first thing that does not fit, in words."""
+    for name, kind in KINDS.items():
+        if not isinstance(plain[name], kind):
+            return f"{name!r} is no {kind.__name__}"
+    order = plain["order"]
+    for mapping in MAPPINGS:
+        if not isinstance(order.get(mapping), list):
+            return f"'order' has no list {mapping!r}"
+    wanted = [*TENSORS, *(f"{mapping}/{name}" for mapping in MAPPINGS for name in order[mapping])]
+    absent = [name for name in wanted if name not in tensors]
+    if absent:
+        return f"it names {absent[0]!r}, which is not among the tensors"
+    rows, columns = tensors["tokens"].shape
+    each = [row for row in plain["str_tokens"] if isinstance(row, list) and len(row) == columns]
+    if not len(each) == len(plain["str_tokens"]) == len(plain["target"]) == rows:
+        return f"'str_tokens' and 'target' are not of {rows} examples with {columns} tokens"
+    return None
 
 
 def read(

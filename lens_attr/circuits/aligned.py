@@ -4,16 +4,19 @@ from __future__ import annotations
 
 import warnings
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
+from jaxtyping import Bool, Int
 from rich.console import Console
 from rich.progress import track
 from torch import Tensor
 
+from lens_attr.attribution.scoring import target_value
+from lens_attr.circuits.checks import check_target
 from lens_attr.errors import InputError, Notice
 from lens_attr.graph import ModelGraph
-from lens_attr.graph.tokens import Text, TokenBatch, tokenize, unknown_words
+from lens_attr.graph.tokens import Text, TokenBatch, str_tokens, tokenize, unknown_words
 from lens_attr.targets import Resolved, Target
 
 
@@ -73,14 +76,10 @@ def aligned(graph: ModelGraph, clean: Text, corrupted: Text, target: Target) -> 
     Raises:
         InputError: not a target, different numbers of examples, or of tokens in an example.
     """
-    if not isinstance(target, Target):
-        raise InputError(
-            f"target must be a target such as la.LogitDiff(' are', ' is'), got "
-            f"{type(target).__name__}."
-        )
+    check_target(target)
     good, bad = tokenize(graph, clean), tokenize(graph, corrupted)
     refuse_misaligned(good, bad)
-    resolved = target.resolve(graph, good)
+    resolved = noting_equal_pairs(settled(graph, good, target.resolve(graph, good)), good, bad)
     announce(graph, [good, bad], resolved)
     return Aligned(good, bad, resolved)
 
@@ -98,11 +97,57 @@ def refuse_misaligned(clean: TokenBatch, corrupted: TokenBatch) -> None:
     lengths = zip(clean.lengths, corrupted.lengths, strict=True)
     for row, (one, other) in enumerate(lengths):
         if one != other:
-            shown = "" if clean.texts is None else f" ({clean.texts[row]!r})"
-            raise InputError(
-                f"row {row}: clean has {one} tokens{shown}, corrupted {other}. Patching puts the "
-                "activation of one token in the place of another, so pairs need equally many."
-            )
+            text = "" if clean.texts is None else clean.texts[row]
+            raise InputError(f"row {row}: {different_lengths(one, other, text)}")
+
+
+def settled(graph: ModelGraph, batch: TokenBatch, target: Resolved) -> Resolved:
+    """The target, and where it is the top logit, that of the token that is on top here.
+
+    Every run of an intervention is then measured by the same token.
+    """
+    if target.relabel is None:
+        return target
+    with torch.no_grad():
+        return target.pinned(target_value(graph, batch, target)[1])
+
+
+def real_tokens(graph: ModelGraph, batch: TokenBatch) -> list[list[str]]:
+    """The tokens of each example, without padding."""
+    rows = zip(str_tokens(graph, batch), batch.attention_mask.tolist(), strict=True)
+    return [[token for token, real in zip(*row, strict=True) if real] for row in rows]
+
+
+def real_positions(mask: Bool[Tensor, "batch pos"], position: Int[Tensor, " batch"]) -> list[int]:
+    """Positions of padded rows, counted in real tokens."""
+    return [int(row[:at].sum()) for row, at in zip(mask, position.tolist(), strict=True)]
+
+
+def noting_equal_pairs(target: Resolved, clean: TokenBatch, corrupted: TokenBatch) -> Resolved:
+    """The target, with a notice where both prompts of a pair are the same."""
+    same = [
+        row for row in range(len(clean)) if torch.equal(_real(clean, row), _real(corrupted, row))
+    ]
+    if not same:
+        return target
+    notice = (
+        f"clean and corrupted prompt are the same in {len(same)} of {len(clean)} pairs (first: row "
+        f"{same[0]}): there is no difference to measure."
+    )
+    return replace(target, notices=(*target.notices, notice))
+
+
+def _real(batch: TokenBatch, row: int) -> Int[Tensor, " pos"]:
+    return batch.token_ids[row, batch.attention_mask[row]]
+
+
+def different_lengths(clean: int, corrupted: int, text: str) -> str:
+    """What is wrong with a pair of so many tokens."""
+    shown = f" ({text!r})" if text else ""
+    return (
+        f"clean has {clean} tokens{shown}, corrupted {corrupted}. Patching puts the activation of "
+        "one token in the place of another, so pairs need equally many."
+    )
 
 
 def announce(graph: ModelGraph, batches: Sequence[TokenBatch], target: Resolved) -> None:
@@ -112,14 +157,14 @@ def announce(graph: ModelGraph, batches: Sequence[TokenBatch], target: Resolved)
         warnings.warn(notice, Notice, stacklevel=4)
 
 
-def check_batch_size(batch_size: int | None) -> None:
-    """Raise unless it is None or a positive whole number.
+def refuse_lengths(pairs: Aligned) -> None:
+    """Raise unless all inputs have one length, as scores per position need.
 
     Raises:
         InputError: ...
     """
-    if batch_size is not None and (not isinstance(batch_size, int) or batch_size < 1):
-        raise InputError(f"batch_size must be a whole number of at least 1, got {batch_size!r}.")
+    if len(set(pairs.clean.lengths)) > 1:
+        raise InputError("per_position needs inputs of the same number of tokens.")
 
 
 def masked(tensor: Tensor, mask: Tensor) -> Tensor:

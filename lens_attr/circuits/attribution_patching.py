@@ -12,7 +12,15 @@ from jaxtyping import Bool, Float
 from torch import Tensor
 
 from lens_attr.attribution.scoring import refuse_non_finite
-from lens_attr.circuits.aligned import Aligned, aligned, check_batch_size, masked
+from lens_attr.circuits.aligned import (
+    Aligned,
+    aligned,
+    masked,
+    real_positions,
+    real_tokens,
+    refuse_lengths,
+)
+from lens_attr.circuits.checks import check_batch_size
 from lens_attr.circuits.edges import EdgeMethod, rules_of
 from lens_attr.circuits.node_results import NodeScores
 from lens_attr.circuits.reading import read_gradients
@@ -77,12 +85,12 @@ def node_scores(
         NonFiniteError: NaN or infinite logits or scores.
     """
     graph = resolve(model)
-    rules, n_steps = rules_of(method, steps, switches)
+    rules, n_steps, name = rules_of(method, steps, switches)
     check_batch_size(batch_size)
     points = _points(graph, unit, qk_fix)
     pairs = aligned(graph, clean, corrupted, target)
-    if per_position and len(set(pairs.clean.lengths)) > 1:
-        raise InputError("per_position needs inputs of the same number of tokens.")
+    if per_position:
+        refuse_lengths(pairs)
     one = partial(_fixed_qk, unit) if qk_fix else _linear
     found = [
         one(graph, points, rules, n_steps, batch)
@@ -95,10 +103,18 @@ def node_scores(
         scores=np.asarray(scores),
         unit=unit,
         axes=("layer", *([axis] if axis else []), *(["pos"] if per_position else [])),
-        method=(method if isinstance(method, str) else method.name) + (" + QK fix" * qk_fix),
+        method=name + " + QK fix" * qk_fix,
         target_unit=pairs.target.unit,
         n=len(pairs),
-        metadata={"model": graph.describe(), "rules": rules.describe(), "steps": n_steps},
+        metadata={
+            "model": graph.describe(),
+            "rules": rules.describe(),
+            "steps": n_steps,
+            "notices": list(pairs.target.notices),
+        },
+        target=list(pairs.target.labels),
+        str_tokens=real_tokens(graph, pairs.clean),
+        position=real_positions(pairs.clean.attention_mask, pairs.target.position),
     )
 
 

@@ -39,7 +39,8 @@ class EdgeScores(Shown):
         method: what gave them.
         unit: unit of the target.
         n: number of samples.
-        by_position: the same per position of the stream, if asked for.
+        by_position: the same per position of the stream, if asked for; to look at, for circuits
+            are of whole edges.
         metadata: facts about the call.
     """
 

@@ -13,7 +13,8 @@ from jaxtyping import Bool, Float
 from torch import Tensor
 
 from lens_attr.attribution.scoring import refuse_non_finite
-from lens_attr.circuits.aligned import Aligned, aligned, check_batch_size
+from lens_attr.circuits.aligned import Aligned, aligned, refuse_lengths
+from lens_attr.circuits.checks import check_batch_size, check_count
 from lens_attr.circuits.edge_scores import EdgeScores
 from lens_attr.circuits.reading import ReadGradients, read_gradients
 from lens_attr.circuits.stream import (
@@ -76,27 +77,31 @@ def edge_scores(
         corrupted: as many, with the same number of tokens each.
         target: what is explained, on the clean inputs.
         method: a name, or a `RuleSet`.
-        steps: points of the path; default: 5 for ``"eap_ig"``, 1 (no path) otherwise.
-        per_position: also keep the score at every position; all inputs must be of one length.
+        steps: points of the path; default: 5 for ``"eap_ig"``, 1 (no path) otherwise. Other
+            methods than ``"eap"`` and ``"eap_ig"`` are then called after them: ``"gim, 5 steps"``.
+        per_position: also keep the score at every position, in `EdgeScores.by_position` and
+            `EdgeScores.positions_to_pandas`, to look at; circuits are of whole edges. All inputs
+            must be of one length.
         batch_size: examples at a time; default: all.
         progress: show a bar; default: where there is more than one batch.
         switches: of the preset, e.g. ``temperature=3.0``.
 
     Raises:
-        InputError: inputs that do not align, unknown method or switch, or steps below 1.
+        InputError: inputs that do not align, unknown method or switch, steps below 1, or several
+            for ``"eap"``.
         UnsupportedModelError: the stream of this model is no sum of its nodes (BERT), or the
             rules cannot act on it.
         RuleConflictError: a rule of your own acts inside the norms before q, k, v or MLP.
         NonFiniteError: NaN or infinite logits or scores.
     """
     graph = resolve(model)
-    rules, n_steps = rules_of(method, steps, switches)
+    rules, n_steps, name = rules_of(method, steps, switches)
     check_batch_size(batch_size)
     parts = anatomy(graph)
     factors = _norm_factors(parts, rules)
     pairs = aligned(graph, clean, corrupted, target)
-    if per_position and len(set(pairs.clean.lengths)) > 1:
-        raise InputError("per_position needs inputs of the same number of tokens.")
+    if per_position:
+        refuse_lengths(pairs)
     score = partial(_score_batch, parts, rules, factors, n_steps, per_position)
     batches = pairs.batches(batch_size, "scoring edges", progress)
     total = np.sum([score(batch) for batch in batches], axis=0) / len(pairs)
@@ -104,7 +109,7 @@ def edge_scores(
     return EdgeScores(
         wiring=parts.wiring,
         scores=total.sum(axis=-1) if per_position else total,
-        method=method if isinstance(method, str) else method.name,
+        method=name,
         unit=pairs.target.unit,
         n=len(pairs),
         by_position=by_position,
@@ -117,11 +122,11 @@ def edge_scores(
     )
 
 
-def rules_of(method: Any, steps: Any, switches: dict[str, Any]) -> tuple[RuleSet, int]:
-    """The rules and the number of steps behind the arguments of `edge_scores`.
+def rules_of(method: Any, steps: Any, switches: dict[str, Any]) -> tuple[RuleSet, int, str]:
+    """The rules, the number of steps and the name behind the arguments of `edge_scores`.
 
     Raises:
-        InputError: unknown method or switch, or steps below 1.
+        InputError: unknown method or switch, steps below 1, or several for ``"eap"``.
     """
     if isinstance(method, RuleSet):
         if switches:
@@ -132,9 +137,15 @@ def rules_of(method: Any, steps: Any, switches: dict[str, Any]) -> tuple[RuleSet
     else:
         raise InputError(f"unknown method {method!r}; {did_you_mean(str(method), METHODS)}")
     n_steps = (IG_STEPS if method == "eap_ig" else 1) if steps is None else steps
-    if isinstance(n_steps, bool) or not isinstance(n_steps, int) or n_steps < 1:
-        raise InputError(f"steps must be a whole number of at least 1, got {steps!r}.")
-    return rules, n_steps
+    check_count("steps", n_steps)
+    if method == "eap" and n_steps > 1:
+        raise InputError(
+            f"'eap' is one gradient, without a path of {n_steps} steps: with one it is called "
+            'method="eap_ig".'
+        )
+    name = method if isinstance(method, str) else method.name
+    on_a_path = n_steps > 1 and name != "eap_ig"
+    return rules, n_steps, f"{name}, {n_steps} steps" if on_a_path else name
 
 
 # ------------------------------------------------------------------ gradients where they are read

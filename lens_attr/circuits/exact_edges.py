@@ -12,7 +12,8 @@ from jaxtyping import Float
 from torch import Tensor
 
 from lens_attr.attribution.scoring import target_value
-from lens_attr.circuits.aligned import Aligned, aligned, check_batch_size
+from lens_attr.circuits.aligned import Aligned, aligned, refuse_lengths
+from lens_attr.circuits.checks import check_count
 from lens_attr.circuits.edge_scores import EdgeScores
 from lens_attr.circuits.stream import Anatomy, Change, Outputs, anatomy, change, outputs_of
 from lens_attr.errors import InputError, did_you_mean
@@ -35,6 +36,7 @@ def exact_edge_effects(
     target: Target,
     *,
     mode: Mode = "noise",
+    per_position: bool = False,
     batch_size: int = ROWS,
     progress: bool | None = None,
 ) -> EdgeScores:
@@ -50,37 +52,55 @@ def exact_edge_effects(
         target: what is measured.
         mode: ``"noise"`` puts the corrupted contribution into the clean run (what `edge_scores`
             approximates), ``"denoise"`` the clean one into the corrupted run.
+        per_position: also patch each edge at one position after the other, into
+            `EdgeScores.by_position`; these effects need not add up to that of the whole edge. As
+            many forwards more as there are positions; all inputs must be of one length.
         batch_size: patched runs per forward.
         progress: show a bar over the examples.
 
     Raises:
-        InputError: inputs that do not align, or an unknown mode.
+        InputError: inputs that do not align, an unknown mode, or no batch size.
         UnsupportedModelError: the stream of this model is no sum of its nodes.
     """
     if mode not in get_args(Mode):
         raise InputError(f"unknown mode {mode!r}; {did_you_mean(str(mode), get_args(Mode))}")
-    check_batch_size(batch_size)
+    check_count("batch_size", batch_size)
     graph = resolve(model)
     parts = anatomy(graph)
     pairs = aligned(graph, clean, corrupted, target)
     pairs = pairs if mode == "noise" else pairs.swapped
+    if per_position:
+        refuse_lengths(pairs)
     each = pairs.batches(1, "patching edges", progress)
-    effects = [_effects(parts, pair, batch_size) for pair in each]
+    effects = np.mean([_example(parts, pair, batch_size, per_position) for pair in each], axis=0)
     return EdgeScores(
         wiring=parts.wiring,
-        scores=np.mean(effects, axis=0),
+        scores=effects[..., 0],
         method=f"exact ({mode})",
         unit=pairs.target.unit,
         n=len(pairs),
+        by_position=effects[..., 1:] if per_position else None,
         metadata={"model": graph.describe(), "mode": mode},
     )
 
 
-def _effects(parts: Anatomy, pair: Aligned, size: int) -> Float[np.ndarray, "source receiver"]:
-    """All edges of one example."""
+def _example(
+    parts: Anatomy, pair: Aligned, size: int, per_position: bool
+) -> Float[np.ndarray, "source receiver which"]:
+    """All edges of one example: whole, then at each position alone if asked for."""
     base = outputs_of(parts, pair.clean, pair.target)
     other = outputs_of(parts, pair.corrupted, pair.target)
     difference = change(parts, other, base, pair.clean.attention_mask)
+    changes = [difference]
+    if per_position:
+        changes += [difference.only(row) for row in range(len(difference.embedding))]
+    return np.stack([_effects(parts, pair, base, one, size) for one in changes], axis=-1)
+
+
+def _effects(
+    parts: Anatomy, pair: Aligned, base: Outputs, difference: Change, size: int
+) -> Float[np.ndarray, "source receiver"]:
+    """All edges of one example, where each carries a change of its source."""
     unpatched = target_value(parts.graph, pair.clean, pair.target)[0]
     effects = np.zeros(parts.wiring.exists.shape)
     for reader in (reader for block in parts.readers for reader in block):

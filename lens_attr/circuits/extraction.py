@@ -4,18 +4,22 @@ from __future__ import annotations
 
 import heapq
 from collections.abc import Sequence
+from numbers import Integral
 from typing import Literal, get_args
 
 import numpy as np
 from jaxtyping import Bool, Float
 from numpy.typing import NDArray
 
+from lens_attr.circuits.checks import check_kind
 from lens_attr.circuits.circuit import Circuit, known_edges
 from lens_attr.circuits.edge_scores import EdgeScores, Ordering
 from lens_attr.circuits.wiring import Node, Wiring
 from lens_attr.errors import InputError, did_you_mean
 
 By = Literal["top", "greedy"]
+
+SCORED = "la.circuits.edge_scores(model, clean, corrupted, target) makes one"
 
 
 def extract(
@@ -39,9 +43,10 @@ def extract(
     Raises:
         InputError: unknown option, or ``n`` out of range.
     """
+    check_kind("scores", scores, EdgeScores, SCORED)
     if by not in get_args(By):
         raise InputError(f"unknown by {by!r}; {did_you_mean(str(by), get_args(By))}")
-    if isinstance(n, bool) or not isinstance(n, int) or not 0 <= n <= scores.wiring.n_edges:
+    if isinstance(n, bool) or not isinstance(n, Integral) or not 0 <= n <= scores.wiring.n_edges:
         raise InputError(f"n must be from 0 to {scores.wiring.n_edges} edges, got {n!r}.")
     importance = scores.importance(ordering)
     kept = _top(importance, n) if by == "top" else _greedy(scores.wiring, importance, n)
@@ -49,7 +54,7 @@ def extract(
         "method": scores.method,
         "by": by,
         "ordering": ordering,
-        "n_chosen": n,
+        "n_chosen": int(n),
         "pruned": prune,
         "unit": scores.unit,
     }
@@ -116,6 +121,7 @@ def auroc(
     Raises:
         InputError: the known circuit has no edge, every edge, or belongs to another model.
     """
+    check_kind("scores", scores, EdgeScores, SCORED)
     exists = scores.wiring.exists
     importance = scores.importance(ordering)[exists]
     inside = known_edges(known, scores.wiring)[exists]

@@ -11,11 +11,12 @@ import torch
 from jaxtyping import Float
 
 from lens_attr.attribution.scoring import target_value
-from lens_attr.circuits.aligned import Aligned, aligned, check_batch_size
+from lens_attr.circuits.aligned import Aligned, aligned
+from lens_attr.circuits.checks import check_batch_size, check_kind, check_kinds
 from lens_attr.circuits.circuit import Circuit
 from lens_attr.circuits.circuit_run import patched_edges
 from lens_attr.circuits.edge_scores import EdgeScores, Ordering
-from lens_attr.circuits.extraction import By, extract, random_edges
+from lens_attr.circuits.extraction import SCORED, By, extract, random_edges
 from lens_attr.circuits.faithfulness_results import (
     Axis,
     CircuitEvaluation,
@@ -64,6 +65,7 @@ def evaluate(
         UnsupportedModelError: the stream of this model is no sum of its nodes.
         NonFiniteError: NaN or infinite logits.
     """
+    check_kind("circuit", circuit, Circuit, "la.circuits.extract(scores, n) makes one")
     graph = resolve(model)
     check_batch_size(batch_size)
     parts = anatomy(graph)
@@ -122,12 +124,13 @@ def faithfulness_curve(
         clean: as in `evaluate`, as ``corrupted``, ``target`` and ``batch_size``.
         by: see `extract`, as ``ordering``; dangling edges are pruned.
         axis: see `FaithfulnessCurve`.
-        percentages: of the model's edges, ascending, above 0 and up to 100.
+        percentages: of the model's edges, ascending, above 0 and up to 100; CPR and CMD need two.
         progress: show a bar.
 
     Raises:
         InputError: as in `evaluate` and `extract`; unknown axis; percentages out of range.
     """
+    check_kind("scores", scores, EdgeScores, SCORED)
     if axis not in get_args(Axis):
         raise InputError(f"unknown axis {axis!r}; {did_you_mean(str(axis), get_args(Axis))}")
     steps = list(percentages)
@@ -171,8 +174,7 @@ def compare_faithfulness(
     Raises:
         InputError: no scores, or as in `faithfulness_curve`.
     """
-    if not scores:
-        raise InputError("there are no edge scores to compare.")
+    check_kinds("scores", scores, EdgeScores, SCORED)
     chance = [random_edges(scores[0].wiring, seed) for seed in range(seeds)]
     run = partial(
         faithfulness_curve, model, clean=clean, corrupted=corrupted, target=target, **options

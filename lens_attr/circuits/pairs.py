@@ -17,18 +17,18 @@ text, so that the file works with every model). `sva_pairs` makes agreement pair
 
 from __future__ import annotations
 
+import csv
 import re
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, Literal
 
-import pandas as pd
-
+from lens_attr.circuits.aligned import different_lengths
 from lens_attr.demo import generate, words
 from lens_attr.errors import InputError, did_you_mean
-from lens_attr.graph import resolve
-from lens_attr.graph.tokens import tokenize
+from lens_attr.graph import ModelGraph, resolve
+from lens_attr.graph.tokens import TokenBatch, tokenize
 from lens_attr.targets import GreaterThan, LogitDiff, Target
 from lens_attr.types import Sample
 
@@ -76,9 +76,20 @@ class Pairs:
     def __len__(self) -> int:
         return len(self.clean)
 
-    def __getitem__(self, chosen: slice) -> Pairs:
-        """Some of the pairs."""
-        return self.rows(range(len(self))[chosen])
+    def __getitem__(self, chosen: int | slice) -> Pairs:
+        """One of the pairs, or some of them.
+
+        Raises:
+            InputError: out of range, or none is left.
+        """
+        if isinstance(chosen, slice):
+            return self.rows(range(len(self))[chosen])
+        if not -len(self) <= chosen < len(self):
+            raise InputError(f"pair {chosen} is out of range: there are {len(self)}.")
+        return self.rows([range(len(self))[chosen]])
+
+    def __iter__(self) -> Iterator[Pairs]:
+        return (self[row] for row in range(len(self)))
 
     @property
     def target(self) -> Target:
@@ -91,17 +102,57 @@ class Pairs:
         """Clean prompts, corrupted prompts and target, as `patch` takes them.
 
         A masked model reads each prompt, its mask token, and the suffix.
+
+        Raises:
+            InputError: a pair that cannot be used, with its row: prompts that differ in how many
+                tokens they have, an answer that starts as its foil or does not continue the
+                prompt. `aligned` leaves such pairs out.
         """
         graph = resolve(model)
+        for row, why in self._problems(graph).items():
+            where = f"{self.source}, row {row}" if self.source else f"row {row}"
+            raise InputError(
+                f"{where}: {why} Mend the pair, or leave out all that cannot be used: "
+                "pairs.aligned(model), on the command line --skip-misaligned."
+            )
+        return (*self._prompts(graph), self.target)
+
+    def _prompts(self, graph: ModelGraph) -> tuple[list[str], list[str]]:
+        """Clean and corrupted prompts as the model reads them."""
         if not graph.is_masked_model:
-            return self.clean, self.corrupted, self.target
+            return self.clean, self.corrupted
         ends = self.suffix or [""] * len(self)
         mask = graph.tokenizer.mask_token
         clean, corrupted = (
             [f"{text} {mask}{end}" for text, end in zip(texts, ends, strict=True)]
             for texts in (self.clean, self.corrupted)
         )
-        return clean, corrupted, self.target
+        return clean, corrupted
+
+    def _problems(self, graph: ModelGraph) -> dict[int, str]:
+        """Why pairs cannot be used, by row."""
+        clean, corrupted = (tokenize(graph, texts) for texts in self._prompts(graph))
+        found = {}
+        for row, (one, other) in enumerate(zip(clean.lengths, corrupted.lengths, strict=True)):
+            if one != other:
+                found[row] = different_lengths(one, other, self.clean[row])
+        try:
+            self.target.resolve(graph, clean)
+        except InputError:
+            apart = self._problems_of_targets(graph, clean)
+            if not apart:
+                raise
+            found = apart | found
+        return dict(sorted(found.items()))
+
+    def _problems_of_targets(self, graph: ModelGraph, clean: TokenBatch) -> dict[int, str]:
+        found = {}
+        for row, pair in enumerate(self):
+            try:
+                pair.target.resolve(graph, clean.rows([row]))
+            except InputError as error:
+                found[row] = str(error)
+        return found
 
     def rows(self, index: Sequence[int]) -> Pairs:
         """Some of the pairs.
@@ -116,35 +167,32 @@ class Pairs:
         )
 
     def aligned(self, model: Any) -> Pairs:
-        """The pairs whose two prompts have equally many tokens; the others are counted.
+        """The pairs that can be used; the others are counted in ``dropped``.
+
+        Both prompts have equally many tokens, and answer and foil can be told apart at the first
+        token after the clean one.
 
         Raises:
-            InputError: none has.
+            InputError: none can.
         """
-        lengths = zip(*self._lengths(model), strict=True)
-        return self._kept([row for row, (one, other) in enumerate(lengths) if one == other])
+        problems = self._problems(resolve(model))
+        kept = [row for row in range(len(self)) if row not in problems]
+        if not kept:
+            raise InputError(f"none of the {len(self)} pairs can be used. Row 0: {problems[0]}")
+        return self._kept(kept)
 
     def of_one_length(self, model: Any) -> Pairs:
         """The largest set of aligned pairs of one length, for effects by position.
 
         Raises:
-            InputError: no pair is aligned.
+            InputError: none can be used.
         """
-        aligned = self.aligned(model)
-        lengths, _ = aligned._lengths(model)
+        aligned, graph = self.aligned(model), resolve(model)
+        lengths = tokenize(graph, aligned._prompts(graph)[0]).lengths
         common = max(sorted(set(lengths)), key=lengths.count)
         return aligned._kept([row for row, length in enumerate(lengths) if length == common])
 
-    def _lengths(self, model: Any) -> tuple[list[int], list[int]]:
-        clean, corrupted, _ = self.inputs(model)
-        graph = resolve(model)
-        return tokenize(graph, clean).lengths, tokenize(graph, corrupted).lengths
-
     def _kept(self, index: Sequence[int]) -> Pairs:
-        if not index:
-            raise InputError(
-                f"in none of the {len(self)} pairs do both prompts have equally many tokens."
-            )
         return replace(self.rows(index), dropped=self.dropped + len(self) - len(index))
 
 
@@ -154,24 +202,25 @@ def read_pairs(path: str | Path) -> Pairs:
     A file with ``corrupted_hard`` is read by `read_ioi`.
 
     Raises:
-        InputError: unknown or missing columns, or a row with an empty or unreadable cell.
+        InputError: unknown or missing columns, a row with more or fewer cells than the header, or
+            with an empty or unreadable cell.
     """
-    frame = _read(path)
-    if "corrupted_hard" in frame:
+    columns = _read(path)
+    if "corrupted_hard" in columns:
         return read_ioi(path)
     known = [*PROMPTS, *(name for group in TARGETS for name in group)]
-    _check_columns(path, frame, PROMPTS, known)
-    found = [group for group in TARGETS if set(group) <= set(frame)]
+    _check_columns(path, columns, PROMPTS, known)
+    found = [group for group in TARGETS if set(group) <= set(columns)]
     if len(found) != 1:
         groups = " or ".join(" and ".join(group) for group in TARGETS)
         raise InputError(
-            f"{path}: the answers must stand in columns {groups}; it has {list(frame)}."
+            f"{path}: the answers must stand in columns {groups}; it has {list(columns)}."
         )
-    clean, corrupted = (_cells(path, frame, name) for name in PROMPTS)
+    clean, corrupted = (_cells(path, columns, name) for name in PROMPTS)
     if found[0] == ("answer", "foil"):
-        answer, foil = (_cells(path, frame, name) for name in found[0])
+        answer, foil = (_cells(path, columns, name) for name in found[0])
         return Pairs(clean, corrupted, answer, foil, source=str(path))
-    numbers = [_numbers(path, name, _cells(path, frame, name)) for name in found[0]]
+    numbers = [_numbers(path, name, _cells(path, columns, name)) for name in found[0]]
     if found[0] == ("label",):
         return Pairs(clean, corrupted, years=numbers[0], source=str(path))
     return Pairs(clean, corrupted, numbers[0], numbers[1], source=str(path))
@@ -189,11 +238,11 @@ def read_ioi(
     Raises:
         InputError: unknown or missing columns, or a row whose two names cannot be told.
     """
-    frame = _read(path)
+    columns = _read(path)
     if corrupted not in IOI[1:3]:
         raise InputError(f"corrupted must be one of {IOI[1:3]}, got {corrupted!r}.")
-    _check_columns(path, frame, ("clean", corrupted), IOI)
-    clean, other = _cells(path, frame, "clean"), _cells(path, frame, corrupted)
+    _check_columns(path, columns, ("clean", corrupted), IOI)
+    clean, other = _cells(path, columns, "clean"), _cells(path, columns, corrupted)
     names = [_names(path, row, text) for row, text in enumerate(clean)]
     answers, foils = ([f" {pair[i]}" for pair in names] for i in (0, 1))
     return Pairs(clean, other, answers, foils, source=str(path))
@@ -224,31 +273,51 @@ def _other_number(sample: Sample) -> str:
     return sample.text[:start] + _OTHER_NUMBER[sample.text[start:end]] + sample.text[end:]
 
 
-def _read(path: str | Path) -> pd.DataFrame:
+Columns = dict[str, list[str]]
+
+
+def _read(path: str | Path) -> Columns:
+    """The cells of every named column; a column without a name is an index, and left out.
+
+    Raises:
+        InputError: no csv, a name that stands there twice, or a row of another length.
+    """
     try:
-        frame = pd.read_csv(path, dtype=str, keep_default_na=False)
-    except (OSError, ValueError) as error:
+        with Path(path).open(encoding="utf-8-sig", newline="") as file:
+            lines = [cells for cells in csv.reader(file, strict=True) if cells]
+    except (OSError, ValueError, csv.Error) as error:
         raise InputError(f"cannot read {path} as csv: {error}") from error
-    return frame.loc[:, [name for name in frame if not str(name).startswith("Unnamed: ")]]
+    if not lines:
+        raise InputError(f"cannot read {path} as csv: it is empty.")
+    header, *rows = lines
+    twice = [name for name in header if name and header.count(name) > 1]
+    if twice:
+        raise InputError(f"{path} has two columns called {twice[0]!r}.")
+    for row, cells in enumerate(rows):
+        if len(cells) != len(header):
+            raise InputError(
+                f"{path} row {row} has {len(cells)} cells, the header {len(header)}: put a text "
+                f'that holds a comma in quotes ("one, two"). The row: {",".join(cells)}'
+            )
+    return {name: [cells[i] for cells in rows] for i, name in enumerate(header) if name}
 
 
 def _check_columns(
-    path: str | Path, frame: pd.DataFrame, wanted: Sequence[str], known: Sequence[str]
+    path: str | Path, columns: Columns, wanted: Sequence[str], known: Sequence[str]
 ) -> None:
-    for name in frame:
+    for name in columns:
         if name not in known:
-            raise InputError(f"{path}: unknown column {name!r}; {did_you_mean(str(name), known)}")
-    missing = [name for name in wanted if name not in frame]
+            raise InputError(f"{path}: unknown column {name!r}; {did_you_mean(name, known)}")
+    missing = [name for name in wanted if name not in columns]
     if missing:
-        raise InputError(f"{path} has no column {missing[0]!r}; it has {list(frame)}.")
+        raise InputError(f"{path} has no column {missing[0]!r}; it has {list(columns)}.")
 
 
-def _cells(path: str | Path, frame: pd.DataFrame, name: str) -> list[str]:
-    cells = frame[name].tolist()
-    for row, cell in enumerate(cells):
+def _cells(path: str | Path, columns: Columns, name: str) -> list[str]:
+    for row, cell in enumerate(columns[name]):
         if not cell.strip():
             raise InputError(f"{path} row {row}: {name!r} is empty.")
-    return cells
+    return columns[name]
 
 
 def _numbers(path: str | Path, name: str, cells: Sequence[str]) -> list[int]:

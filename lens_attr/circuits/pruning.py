@@ -11,17 +11,23 @@ from jaxtyping import Bool, Float
 from torch import Tensor
 
 from lens_attr.circuits.ablation import Ablator
+from lens_attr.circuits.checks import check_choice, check_count, check_kind, check_kinds
 from lens_attr.circuits.data import Data, contrastive_inputs_of
 from lens_attr.circuits.heads import random_ranking
 from lens_attr.circuits.progress import bar
 from lens_attr.circuits.replacement import Ablation
 from lens_attr.circuits.results import Head, PruningComparison, PruningCurve, Ranking
-from lens_attr.circuits.units import check_choice, per_layer
+from lens_attr.circuits.units import per_layer
 from lens_attr.errors import InputError
 from lens_attr.graph import ModelGraph, resolve
 from lens_attr.graph.tokens import tokenize
 
 Order = Literal["least", "most"]
+
+NEURON_STEPS = 50
+"""Points of a curve of neurons, unless told otherwise."""
+
+RANKED = "la.circuits.rank_heads(relevance) or head_scores(model, data, method) makes one"
 
 
 def prune(
@@ -53,8 +59,8 @@ def prune(
         ablation: a removed unit gives ``"zero"``, its ``"mean"`` over all samples and real
             positions, or what it gives for another sample (``"resample"``, see
             `lens_attr.circuits.replacement.donors`).
-        steps: measure after this many equal parts of all removals (neurons are many); default:
-            after every one.
+        steps: measure after this many equal parts of all removals; default: after every one, of
+            neurons, which are many, after 50 parts.
         batch_size: rows per forward; default: as many as fit in memory.
         seed: of resample ablation.
         progress: show a bar.
@@ -62,6 +68,7 @@ def prune(
     Raises:
         InputError: unknown ``order`` or ``ablation``, no foil, or a ranking of another shape.
     """
+    check_kind("ranking", ranking, Ranking, RANKED)
     options = {"order": order, "ablation": ablation, "steps": steps, "batch_size": batch_size}
     return _curves(model, data, [ranking], seed=seed, progress=progress, **options)[0]
 
@@ -89,8 +96,7 @@ def compare_pruning(
     Raises:
         InputError: no rankings, rankings of different units, or what `prune` refuses.
     """
-    if not rankings:
-        raise InputError("there are no rankings to compare.")
+    check_kinds("rankings", rankings, Ranking, RANKED)
     units = sorted({ranking.unit for ranking in rankings})
     if len(units) > 1:
         raise InputError(f"the rankings are of different units ({', '.join(units)}).")
@@ -116,12 +122,14 @@ def _curves(
     check_choice("order", order, get_args(Order))
     check_choice("ablation", ablation, get_args(Ablation))
     for name, value in (("batch_size", batch_size), ("steps", steps)):
-        if value is not None and value < 1:
-            raise InputError(f"{name} must be at least 1, got {value}.")
+        if value is not None:
+            check_count(name, value)
     graph = resolve(model)
     for ranking in rankings:
         _check_shape(graph, ranking)
     orders = [ranking.order if order == "least" else ranking.order[::-1] for ranking in rankings]
+    if steps is None and rankings[0].unit == "neuron":
+        steps = NEURON_STEPS
     counts = _counts(len(orders[0]), steps)
     removed = torch.cat([_sets(units, counts, rankings[0].scores.shape) for units in orders])
     texts, target = contrastive_inputs_of(model, data)

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from contextlib import ExitStack
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 import torch
 from jaxtyping import Float
@@ -214,6 +214,21 @@ class Change:
         size = max(1, CHUNK_FLOATS // (vectors * width))
         for start in range(0, rows, size):
             yield slice(start, min(start + size, rows))
+
+    def only(self, row: int) -> Change:
+        """The same at one row, and nothing at the others."""
+
+        def alone(value: Tensor) -> Tensor:
+            kept = torch.zeros_like(value)
+            kept[row] = value[row]
+            return kept
+
+        return replace(
+            self,
+            embedding=alone(self.embedding),
+            z=[alone(z) for z in self.z],
+            mlp=[alone(mlp) for mlp in self.mlp],
+        )
 
     def in_stream(self, rows: slice, n: int) -> Float[Tensor, "source row d_model"]:
         """The first ``n`` sources' change of the stream, at some rows."""

@@ -2,10 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from typing import Literal
 
-from lens_attr.errors import InputError, UnsupportedModelError, did_you_mean
+from lens_attr.errors import UnsupportedModelError
 from lens_attr.graph import ModelGraph, Point, Role
 
 Unit = Literal["head", "mlp", "neuron"]
@@ -32,13 +31,3 @@ def points_of(graph: ModelGraph, role: Role) -> list[Point]:
             f"{graph.architecture} on {graph.backend} has no {role!r} hook point in every layer."
         )
     return points
-
-
-def check_choice(name: str, value: str, known: Sequence[str]) -> None:
-    """Refuse a value that is none of the known ones.
-
-    Raises:
-        InputError: with a suggestion.
-    """
-    if value not in known:
-        raise InputError(f"unknown {name} {value!r}; {did_you_mean(str(value), known)}")

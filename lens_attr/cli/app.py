@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Annotated, Any
@@ -26,13 +27,15 @@ from lens_attr.cli import (
     report,
     run,
 )
-from lens_attr.errors import LensAttrError
+from lens_attr.errors import LensAttrError, close_to
 
 INTERRUPTED = 130
 WRONG_USAGE = 2
 
 _UsageError: Any = typer.BadParameter.__base__
 """Typer brings a click of its own, and which one differs between versions."""
+
+_CHOICE = re.compile(r"'(?P<given>[^']*)' is not one of (?P<known>'.*')")
 
 
 class _Commands(TyperGroup):
@@ -68,7 +71,10 @@ def _one_line_errors() -> Iterator[None]:
 
 def _mistake(error: Any) -> str:
     """What is wrong, what may have been meant, and where the help is."""
-    message = error.format_message()
+    message = error.format_message().replace(": Value error, ", ": ", 1)
+    if choice := _CHOICE.search(message):
+        close = close_to(choice["given"], re.findall(r"'([^']*)'", choice["known"]))
+        message = f"{message.removesuffix('.')}; {close}" if close else message
     if getattr(error, "possibilities", None):
         message = f"{error.message}; did you mean {' or '.join(error.possibilities)}?"
     where = f" See: {error.ctx.command_path} --help" if error.ctx else ""

@@ -17,9 +17,10 @@ if TYPE_CHECKING:
 MethodsOption = Annotated[
     list[str],
     typer.Option(
-        "--method",
+        *options.METHOD,
         metavar="NAME",
-        help="How to explain; give it several times to compare. See: lens-attr methods.",
+        help="How to explain; several, with commas or given again, are compared. "
+        "See: lens-attr methods.",
     ),
 ]
 
@@ -47,13 +48,14 @@ def attribute(
     """
     from lens_attr.attribution.comparison import Comparison
 
-    options.check_methods(method)
+    names = options.method_names(method)
+    options.check_methods(names)
     explained = options.build_target(target, foil, position)
     with console.working(f"loading {model}", quiet):
         loaded = options.load_model(model, backend, dtype, device)
     with console.notices(quiet):
         results = {
-            name: _explain(loaded, text, explained, name, embeddings, quiet) for name in method
+            name: _explain(loaded, text, explained, name, embeddings, quiet) for name in names
         }
     comparison = Comparison(results)
     if save is not None:

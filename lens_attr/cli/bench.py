@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any, Literal
 
 import typer
 
-from lens_attr.cli import bench_options, options
+from lens_attr.cli import bench_checks, bench_options, options
 
 if TYPE_CHECKING:
     from lens_attr.evaluation import Published
@@ -15,9 +15,10 @@ if TYPE_CHECKING:
 
 
 def bench(
+    ctx: bench_checks.Context,
     model: options.ModelOption = options.DEMO_MODEL,
     task: bench_options.TaskOption = None,
-    methods: bench_options.MethodsOption = "all",
+    methods: bench_options.MethodsOption = ["all"],  # noqa: B006  (typer copies it)
     n: bench_options.NOption = 1000,
     data: bench_options.DataOption = [],  # noqa: B006  (typer copies it)
     format: bench_options.FormatOption = "auto",
@@ -66,14 +67,10 @@ def bench(
     """
     from lens_attr.cli import bench_modes, bench_runs
 
+    bench_checks.check(ctx)
     if compare is not None:
         bench_runs.compare(*compare, as_json)
         return
-    _check_modes(
-        {"--axes": axes, "--deletion": deletion, "--faithfulness": faithfulness, "--speed": speed,
-         "--self-repair": self_repair, "--stability": stability, "--length": length}, ablate
-    )  # fmt: skip
-    _check_files(pairs, stability and not data, interest_file, deletion or faithfulness)
     names = _method_names(methods)
     generated = bench_options.TIMED if speed or self_repair else bench_options.GENERATED
     tasks = _tasks(task or (None if data else generated), data, format, skip_bad, template, n, seed)
@@ -114,7 +111,7 @@ def bench(
     if length:
         bench_modes.length(request, measured, as_json)
     elif axes:
-        bench_runs.show_axes(bench_runs.run_axes(request, measured), request, as_json)
+        bench_modes.axes(request, measured, as_json)
     elif ablate is not None:
         bench_modes.ablate(request, measured, ablate, as_json)
     else:
@@ -124,33 +121,12 @@ def bench(
 # -------------------------------------------------------------------------- arguments
 
 
-def _method_names(methods: str) -> list[str] | Literal["all"]:
-    names = [name.strip() for name in methods.split(",") if name.strip()]
-    if not names:
-        raise typer.BadParameter("--methods names no method.")
+def _method_names(methods: list[str]) -> list[str] | Literal["all"]:
+    names = options.method_names(methods)
     if names == ["all"]:
         return "all"
     options.check_methods(names)
     return names
-
-
-def _check_modes(modes: dict[str, bool], ablate: str | None) -> None:
-    """Raise if two kinds of runs are asked for at once."""
-    chosen = [flag for flag, on in modes.items() if on]
-    if len(chosen) > 1:
-        raise typer.BadParameter(f"{' and '.join(chosen)} are different runs: choose one.")
-    if ablate is not None and chosen and chosen[0] not in ("--deletion", "--faithfulness"):
-        raise typer.BadParameter(f"--ablate does not go with {chosen[0]}.")
-
-
-def _check_files(
-    pairs: Path | None, takes_pairs: bool, interest: Path | None, takes_interest: bool
-) -> None:
-    """Raise for a file that this kind of run does not read."""
-    if pairs is not None and not takes_pairs:
-        raise typer.BadParameter("--pairs goes with --stability, and without --data.")
-    if interest is not None and not takes_interest:
-        raise typer.BadParameter("--interest-file goes with --deletion and --faithfulness.")
 
 
 def _published(path: Path | None) -> list[Published]:

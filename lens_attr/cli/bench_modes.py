@@ -6,7 +6,15 @@ from pathlib import Path
 
 from lens_attr.circuits.score_ablation import TSG
 from lens_attr.cli import console
-from lens_attr.cli.bench_runs import Measured, Request, records_of, run, run_ablation, show_table
+from lens_attr.cli.bench_runs import (
+    Measured,
+    Request,
+    records_of,
+    run,
+    run_ablation,
+    run_axes,
+    show_table,
+)
 from lens_attr.evaluation import (
     Settings,
     Speed,
@@ -17,6 +25,7 @@ from lens_attr.evaluation import (
     tasks,
 )
 from lens_attr.evaluation.ablation import shown
+from lens_attr.evaluation.axes import JUDGED_BY
 from lens_attr.evaluation.speed import EXPLICIT, GRADIENT, operations
 from lens_attr.graph.precision import Float64Throughout
 from lens_attr.report import Section
@@ -28,6 +37,34 @@ FLOAT64 = "float64"
 def measure(request: Request, measured: Measured, as_json: bool) -> None:
     """Plausibility, deletion or faithfulness of the chosen methods."""
     show_table(run(request, measured), request, as_json)
+
+
+# ------------------------------------------------------------------------------- axes
+
+
+def axes(request: Request, measured: Measured, as_json: bool) -> None:
+    """Every choice both ways, and what becomes of the claims about it."""
+    table = run_axes(request, measured)
+    sections = [
+        Section(
+            f"{axis.name}: {axis.claim}?",
+            "\n\n".join(table.verdicts(axis)),
+            [table.differences.query("axis == @axis.name").drop(columns="axis")],
+        )
+        for axis in table.compared
+    ]
+    if table.left_out:
+        lines = [f"{name} is not compared: {why}" for name, why in table.left_out.items()]
+        sections.append(Section("Not compared", "\n\n".join(lines)))
+    if table.claims["n"].any():
+        sections.append(Section("Differences, drawn", "", [table.plot(m) for m in JUDGED_BY]))
+    document = {
+        "claims": records_of(table.claims),
+        "pairs": records_of(table.differences),
+        "left_out": dict(table.left_out),
+        "unmoved": dict(table.unmoved),
+    }
+    show_table(table.base, request, as_json, sections, document)
 
 
 # --------------------------------------------------------------------------- ablations

@@ -23,7 +23,8 @@ TaskOption = Annotated[
     ),
 ]
 MethodsOption = Annotated[
-    str, typer.Option("--methods", help="all, or methods separated by commas.")
+    list[str],
+    typer.Option(*options.METHOD, help="all, or methods, with commas or given again."),
 ]
 NOption = Annotated[int, typer.Option("--n", min=1, help="Samples per task.")]
 DataOption = Annotated[

@@ -157,7 +157,7 @@ def show_table(
         table: the results.
         request: what was asked for.
         as_json: print a document instead.
-        more: further sections of the page, and on the terminal their tables.
+        more: further sections of the page, and on the terminal those that are not figures.
         document: further entries of the document.
         figures: whether the page draws every metric of the table.
     """
@@ -173,10 +173,11 @@ def show_table(
     for name, facts in table.tasks.items():
         _print_task(table, name, facts)
     for section in more:
-        for frame in section.content:
-            if isinstance(frame, pd.DataFrame):
-                console.print_heading(section.title, section.prose)
-                console.print_table(frame)
+        frames = [one for one in section.content if isinstance(one, pd.DataFrame)]
+        if frames or not section.content:
+            console.print_heading(section.title, "; ".join(section.prose.split("\n\n")))
+        for frame in frames:
+            console.print_table(frame)
     console.print_facts({f"{m} is refused": why for m, why in table.refused.items()})
     if not request.quiet:
         console.print_facts({"results": request.out})
@@ -220,26 +221,9 @@ def _write_page(
     write_page(page, request.out / "report.html")
 
 
-def show_axes(table: AxesTable, request: Request, as_json: bool) -> None:
-    if as_json:
-        claims, pairs = (f.to_dict("records") for f in (table.claims, table.differences))
-        console.print_json({"claims": claims, "pairs": pairs, "left_out": dict(table.left_out)})
-        return
-    claims = table.claims.to_dict("records")
-    for name, claim in {row["axis"]: row["claim"] for row in claims}.items():
-        console.print_heading(name, f"{claim}?")
-        differences = table.differences.query("axis == @name").drop(columns="axis")
-        console.print_table(differences)
-        mine = [row for row in claims if row["axis"] == name]
-        console.print_facts({row["metric"]: row["verdict"] for row in mine})
-    console.print_facts({f"{name} is not compared": why for name, why in table.left_out.items()})
-    if not request.quiet:
-        console.print_facts({"results": request.out})
-
-
 def compare(first: Path, second: Path, as_json: bool) -> None:
     found = compare_runs(BenchTable.load(first), BenchTable.load(second))
     if as_json:
-        console.print_json(found.to_dict("records"))
+        console.print_json(records_of(found))
     else:
         console.print_table(found.rename(columns={"first": str(first), "second": str(second)}))

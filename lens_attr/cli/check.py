@@ -14,12 +14,8 @@ if TYPE_CHECKING:
     from lens_attr.rules.audit import Audit
 
 ModelArgument = Annotated[
-    str,
-    typer.Argument(
-        metavar="MODEL",
-        help="A Hugging Face name, a model folder, or demo-gpt2, demo-llama, demo-bert.",
-        show_default=False,
-    ),
+    str | None,
+    typer.Argument(metavar="[MODEL]", help="The same as --model.", show_default=False),
 ]
 RulesOption = Annotated[
     str, typer.Option("--rules", help="The rules to try: gradient, lrp, attnlrp, gim or relp.")
@@ -27,7 +23,8 @@ RulesOption = Annotated[
 
 
 def check(
-    model: ModelArgument,
+    named: ModelArgument = None,
+    model: options.ModelOption = options.DEMO_MODEL,
     rules: RulesOption = "attnlrp",
     backend: options.BackendOption = "auto",
     dtype: options.DtypeOption = "float32",
@@ -44,6 +41,9 @@ def check(
     """
     import lens_attr as la
 
+    if named is not None and model not in (named, options.DEMO_MODEL):
+        raise typer.BadParameter(f"{named} or {model}: name one model.")
+    model = named or model
     if rules not in la.rules.PRESETS:
         raise InputError(f"unknown rules {rules!r}; {did_you_mean(rules, la.rules.PRESETS)}")
     with console.working(f"loading {model}", quiet):

@@ -54,6 +54,7 @@ def evaluate(
     foil: options.FoilOption = None,
     pairs: pairs_cli.PairsOption = None,
     task: pairs_cli.TaskOption = None,
+    skip_misaligned: pairs_cli.SkipOption = False,
     n: pairs_cli.NOption = 100,
     curve: CurveOption = False,
     seeds: SeedsOption = 3,
@@ -76,7 +77,8 @@ def evaluate(
     """
     import lens_attr as la
 
-    pairs_cli.check(clean, corrupted, target, pairs, task, foil)
+    pairs_cli.check(clean, corrupted, target, pairs, task, foil, skip_misaligned)
+    pairs_cli.check_corrupted(clean, corrupted)
     found = la.circuits.Circuit.load(folder)
     scores = la.circuits.EdgeScores.load(folder) if curve else None
     with console.working(f"loading {model}", quiet):
@@ -86,7 +88,7 @@ def evaluate(
         "progress": console.wants_progress(quiet),
     }
     with console.notices(quiet):
-        given = (clean, corrupted, target, foil, pairs, n)
+        given = (clean, corrupted, target, foil, pairs, n, skip_misaligned)
         inputs = edges.read_inputs(loaded, *given, "heldout", quiet)
         result = la.circuits.evaluate(loaded, found, *inputs, **shared)
         curves = None

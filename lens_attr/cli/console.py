@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import sys
 import warnings
 from collections.abc import Iterable, Iterator, Mapping, Sequence
@@ -82,8 +83,22 @@ def _one_line(text: str) -> str:
 
 
 def print_json(document: Any) -> None:
-    """One JSON document on stdout; what JSON does not know is written as text."""
-    print(json.dumps(document, ensure_ascii=False, indent=2, default=str))
+    """One JSON document on stdout; what JSON does not know is written as text, NaN as null."""
+    text = json.dumps(
+        _without_nan(document), ensure_ascii=False, indent=2, default=str, allow_nan=False
+    )
+    print(text)
+
+
+def _without_nan(value: Any) -> Any:
+    """JSON has neither NaN nor infinity."""
+    if isinstance(value, float):
+        return value if math.isfinite(value) else None
+    if isinstance(value, Mapping):
+        return {key: _without_nan(entry) for key, entry in value.items()}
+    if isinstance(value, list | tuple):
+        return [_without_nan(entry) for entry in value]
+    return value
 
 
 def print_coloured(tokens: Sequence[str], values: Sequence[float]) -> None:

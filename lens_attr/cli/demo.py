@@ -34,7 +34,7 @@ def demo(
 ) -> None:
     """Explain, rank, prune, patch and find circuits in three tiny models that come along.
 
-    Needs no download. Takes two or three minutes; --quick less than one.
+    Needs no download. Takes one to two minutes on two cores; --quick less than one.
 
     Example: lens-attr demo --quick
     """

@@ -17,15 +17,21 @@ if TYPE_CHECKING:
 EdgeMethod = Literal["eap", "eap_ig", "relp", "gim", "attnlrp", "lrp", "exact"]
 By = Literal["top", "greedy"]
 Ordering = Literal["absolute", "signed"]
-Split = Literal["train", "heldout"]
 
 MethodOption = Annotated[
     EdgeMethod,
-    typer.Option("--method", help="How edges are scored; exact patches every edge, which is slow."),
+    typer.Option(
+        *options.METHOD, help="How edges are scored; exact patches every edge, which is slow."
+    ),
 ]
 StepsOption = Annotated[
     int | None,
-    typer.Option("--steps", min=1, help="Points of the path of eap_ig.", show_default="5"),
+    typer.Option(
+        "--steps",
+        min=1,
+        help="Points of the path from the corrupted prompt; default: 5 for eap_ig, else no path.",
+        show_default=False,
+    ),
 ]
 SizeOption = Annotated[
     int, typer.Option("--edges", min=1, help="Edges of the circuit that is extracted.")
@@ -37,6 +43,7 @@ OrderingOption = Annotated[
     Ordering,
     typer.Option("--ordering", help="By size of the effect, or those first that support it."),
 ]
+EMPTY = "all {} chosen edges are dead ends, on no path from the input to the logits: raise --edges."
 BatchOption = Annotated[int, typer.Option("--batch-size", min=1, help="Prompts at a time.")]
 
 
@@ -47,6 +54,7 @@ def edges(
     foil: options.FoilOption = None,
     pairs: pairs_cli.PairsOption = None,
     task: pairs_cli.TaskOption = None,
+    skip_misaligned: pairs_cli.SkipOption = False,
     n: pairs_cli.NOption = 100,
     method: MethodOption = "eap_ig",
     steps: StepsOption = None,
@@ -71,13 +79,14 @@ def edges(
     """
     import lens_attr as la
 
-    pairs_cli.check(clean, corrupted, target, pairs, task, foil)
-    if steps is not None and method == "exact":
-        raise typer.BadParameter("--steps goes with the methods that use gradients.")
+    pairs_cli.check(clean, corrupted, target, pairs, task, foil, skip_misaligned)
+    pairs_cli.check_corrupted(clean, corrupted)
+    _check_steps(steps, method)
     with console.working(f"loading {model}", quiet):
         loaded = options.load_model(model, backend, dtype, device)
     with console.notices(quiet):
-        inputs = read_inputs(loaded, clean, corrupted, target, foil, pairs, n, "train", quiet)
+        given = (clean, corrupted, target, foil, pairs, n, skip_misaligned)
+        inputs = read_inputs(loaded, *given, "train", quiet)
         progress = console.wants_progress(quiet)
         shared: dict[str, Any] = {"batch_size": batch_size, "progress": progress}
         if method == "exact":
@@ -86,6 +95,8 @@ def edges(
             scores = la.circuits.edge_scores(loaded, *inputs, method, steps=steps, **shared)
     chosen = min(size, scores.wiring.n_edges)
     circuit = la.circuits.extract(scores, chosen, by=by, ordering=ordering)
+    if not len(circuit) and not quiet:
+        console.note(EMPTY.format(chosen))
     _write(scores, circuit, html, csv, save, model)
     if as_json:
         console.print_json(_document(scores, circuit))
@@ -98,6 +109,13 @@ def edges(
         console.print_written(page=html, scores=csv, saved=save)
 
 
+def _check_steps(steps: int | None, method: EdgeMethod) -> None:
+    if steps is not None and method == "exact":
+        raise typer.BadParameter("--steps goes with the methods that use gradients.")
+    if method == "eap" and (steps or 1) > 1:
+        raise typer.BadParameter("eap is one gradient; with --steps it is --method eap_ig.")
+
+
 def read_inputs(
     model: Any,
     clean: str | None,
@@ -106,20 +124,16 @@ def read_inputs(
     foil: str | None,
     pairs: Path | None,
     n: int,
-    split: Split,
+    skip: bool,
+    split: pairs_cli.Split,
     quiet: bool,
 ) -> pairs_cli.Inputs:
     """Clean and corrupted prompts with their target; generated ones where none are given."""
-    import lens_attr as la
-
     if clean is not None:
         return clean, corrupted, options.build_target(target, foil, -1)
     if pairs is not None:
-        return la.circuits.read_pairs(pairs)[:n].inputs(model)
-    kept = la.circuits.sva_pairs(n, split=split).aligned(model)
-    if kept.dropped and not quiet:
-        console.note(f"{len(kept)} of {n} generated pairs have equally many tokens; only those.")
-    return kept.inputs(model)
+        return pairs_cli.read(pairs, n, model, skip, False, quiet)
+    return pairs_cli.generated(n, model, False, quiet, split)
 
 
 def _write(
@@ -153,6 +167,7 @@ def _write_html(scores: EdgeScores, circuit: Circuit, path: Path, model: str) ->
         f"{how['n_chosen']} edges chosen ({how['by']}, {how['ordering']} ordering); "
         f"{len(circuit)} are left without dead ends."
     )
+    chosen += "" if len(circuit) else " " + EMPTY.format(how["n_chosen"])
     drawn = [circuit.plot()] if len(circuit) else []
     sections = [
         Section("The circuit", chosen, [*drawn, circuit.to_pandas()]),

@@ -8,7 +8,6 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 import typer
 
 from lens_attr.cli import console, options
-from lens_attr.cli.heads import MethodOption
 
 if TYPE_CHECKING:
     from lens_attr.attribution.generation import Generation
@@ -42,7 +41,6 @@ ExplainedOption = Annotated[
     Explained,
     typer.Option(
         "--explain",
-        "-t",
         help="What of each generated token: its logit, its log-probability, or its logit minus "
         "that of the most likely other token.",
     ),
@@ -71,7 +69,7 @@ def generate(
     generated: GeneratedOption = None,
     target: ExplainedOption = "logit",
     model: options.ModelOption = options.DEMO_MODEL,
-    method: MethodOption = "attnlrp",
+    method: options.MethodOption = "attnlrp",
     embeddings: options.EmbeddingsOption = None,
     sampling_temperature: TemperatureOption = 0.0,
     seed: SeedOption = 0,
@@ -97,18 +95,19 @@ def generate(
     options.check_methods([method])
     with console.working(f"loading {model}", quiet):
         loaded = options.load_model(model, backend, dtype, device)
-    result = la.attribute_generation(
-        loaded,
-        prompt,
-        max_new_tokens=(max_new_tokens or DEFAULT_NEW_TOKENS) if generated is None else None,
-        generated=generated,
-        target=target,
-        method=method,
-        embeddings=embeddings,
-        sampling_temperature=sampling_temperature,
-        sampling_seed=seed,
-        progress=False if quiet else None,
-    )
+    with console.notices(quiet):
+        result = la.attribute_generation(
+            loaded,
+            prompt,
+            max_new_tokens=(max_new_tokens or DEFAULT_NEW_TOKENS) if generated is None else None,
+            generated=generated,
+            target=target,
+            method=method,
+            embeddings=embeddings,
+            sampling_temperature=sampling_temperature,
+            sampling_seed=seed,
+            progress=False if quiet else None,
+        )
     _write(result, not tokens, html, csv, save, model)
     if as_json:
         console.print_json(_document(result, not tokens))
@@ -165,6 +164,7 @@ def _write(
         options.write_csv(result.to_pandas(words), csv)
     if save is not None:
         result.save(save)
+        options.note_saved(save, "generation", model)
     if html is not None:
         _write_html(result, words, html, model)
 

@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Annotated, Any
-
-import typer
+from typing import TYPE_CHECKING, Any
 
 from lens_attr.cli import console, options
 
@@ -14,17 +12,13 @@ if TYPE_CHECKING:
     from lens_attr.attribution.relevance import Relevance
     from lens_attr.circuits.results import Ranking
 
-MethodOption = Annotated[
-    str, typer.Option("--method", help="How to explain. See: lens-attr methods.")
-]
-
 
 def heads(
     text: options.TextArgument,
     target: options.TargetOption = None,
     foil: options.FoilOption = None,
     model: options.ModelOption = options.DEMO_MODEL,
-    method: MethodOption = "attnlrp",
+    method: options.MethodOption = "attnlrp",
     pool: options.PoolOption = "relu_token",
     position: options.PositionOption = -1,
     embeddings: options.EmbeddingsOption = None,

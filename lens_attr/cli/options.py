@@ -25,6 +25,9 @@ Ablation = Literal["zero", "mean", "resample"]
 Unit = Literal["head", "mlp", "neuron"]
 
 DEMO_MODEL = "demo-gpt2"
+METHOD = ("--method", "--methods")
+"""Both spellings, in every command."""
+PAGES = (".html", ".htm")
 
 TextArgument = Annotated[
     str,
@@ -39,8 +42,8 @@ TargetOption = Annotated[
     typer.Option(
         "--target",
         "-t",
-        help="The predicted word to explain, with its leading space: ' are'. "
-        "Without it, the prediction the model finds most likely.",
+        help="The predicted word to explain, with its leading space: ' are'; or a token id: "
+        "id:326. Without it, the prediction the model finds most likely.",
         show_default=False,
     ),
 ]
@@ -49,7 +52,7 @@ FoilOption = Annotated[
     typer.Option(
         "--foil",
         "-f",
-        help="The word it competes with: explains why the target and not this one.",
+        help="The word (or id) it competes with: explains why the target and not this one.",
         show_default=False,
     ),
 ]
@@ -79,6 +82,18 @@ DeviceOption = Annotated[
         "--device", help="cpu or cuda; default: the GPU if there is one.", show_default=False
     ),
 ]
+
+
+def _one_method(name: str) -> str:
+    if "," in name:
+        raise typer.BadParameter("one method at a time here; lens-attr attribute compares several.")
+    return name
+
+
+MethodOption = Annotated[
+    str,
+    typer.Option(*METHOD, callback=_one_method, help="How to explain. See: lens-attr methods."),
+]
 EmbeddingsOption = Annotated[
     Embeddings | None,
     typer.Option(
@@ -96,10 +111,23 @@ JsonOption = Annotated[bool, typer.Option("--json", help="Print one JSON documen
 QuietOption = Annotated[
     bool, typer.Option("--quiet", "-q", help="Print results only: no progress, no notes.")
 ]
+
+
+def check_page(path: Path | None) -> Path | None:
+    """Refuse an ending that promises something else than a page."""
+    if path is not None and path.suffix.lower() not in PAGES:
+        raise typer.BadParameter(f"{path.name!r} is to hold a page: let it end in .html.")
+    return path
+
+
 HtmlOption = Annotated[
     Path | None,
     typer.Option(
-        "--html", dir_okay=False, help="Also write a page that opens offline.", show_default=False
+        "--html",
+        dir_okay=False,
+        callback=check_page,
+        help="Also write a page that opens offline.",
+        show_default=False,
     ),
 ]
 SaveOption = Annotated[
@@ -146,6 +174,21 @@ def note_saved(folder: Path, made: str, model: str) -> None:
     write_about(folder, made, command_line(), title=model)
 
 
+def method_names(given: Sequence[str]) -> list[str]:
+    """Methods that were given one by one, separated by commas, or both.
+
+    Raises:
+        typer.BadParameter: none is named, or one of them twice.
+    """
+    names = [name.strip() for several in given for name in several.split(",") if name.strip()]
+    if not names:
+        raise typer.BadParameter("--method names no method.")
+    for i, name in enumerate(names):
+        if name in names[:i]:
+            raise typer.BadParameter(f"--method names {name} twice.")
+    return names
+
+
 def check_methods(names: Sequence[str]) -> None:
     """Refuse an unknown method before a model is loaded.
 
@@ -167,5 +210,11 @@ def build_target(target: str | None, foil: str | None, position: int) -> Target:
     if target is None:
         return la.TopLogit(position=position)
     if foil is None:
-        return la.Logit(target, position=position)
-    return la.LogitDiff(target, foil, position=position)
+        return la.Logit(_token(target), position=position)
+    return la.LogitDiff(_token(target), _token(foil), position=position)
+
+
+def _token(given: str) -> str | int:
+    """A word, or the id in ``id:326``."""
+    prefix, _, number = given.partition(":")
+    return int(number) if prefix == "id" and number.isdecimal() else given

@@ -46,6 +46,7 @@ def patch(
     foil: options.FoilOption = None,
     pairs: pairs_cli.PairsOption = None,
     task: pairs_cli.TaskOption = None,
+    skip_misaligned: pairs_cli.SkipOption = False,
     n: pairs_cli.NOption = 100,
     unit: UnitOption = "head",
     mode: ModeOption = "denoise",
@@ -68,14 +69,19 @@ def patch(
     """
     import lens_attr as la
 
-    pairs_cli.check(clean, corrupted, target, pairs, task, foil)
+    pairs_cli.check(clean, corrupted, target, pairs, task, foil, skip_misaligned)
+    if clean is not None and corrupted is None and (source == "other" or mode == "denoise"):
+        raise typer.BadParameter(
+            "--clean needs --corrupted; or, to ablate the clean run alone, --mode noise and "
+            "--source zero or mean."
+        )
     with console.working(f"loading {model}", quiet):
         loaded = options.load_model(model, backend, dtype, device)
     with console.notices(quiet):
         inputs = (
             (clean, corrupted, options.build_target(target, foil, -1))
             if clean is not None
-            else _pairs(loaded, pairs, n, _splits_positions(unit, by_position), quiet)
+            else _pairs(loaded, pairs, n, skip_misaligned, by_position, unit, quiet)
         )
         result = la.circuits.patch(
             loaded,
@@ -104,19 +110,19 @@ def _splits_positions(unit: Unit, by_position: bool | None) -> bool:
 
 
 def _pairs(
-    model: Any, path: Path | None, n: int, by_position: bool, quiet: bool
+    model: Any,
+    path: Path | None,
+    n: int,
+    skip: bool,
+    by_position: bool | None,
+    unit: Unit,
+    quiet: bool,
 ) -> pairs_cli.Inputs:
-    """Your pairs as they are; of the generator's those that align."""
-    import lens_attr as la
-
+    """Your pairs, or the generator's, of one length where effects are by position."""
+    split = _splits_positions(unit, by_position)
     if path is not None:
-        return la.circuits.read_pairs(path)[:n].inputs(model)
-    made = la.circuits.sva_pairs(n)
-    kept = made.of_one_length(model) if by_position else made.aligned(model)
-    if kept.dropped and not quiet:
-        why = "align at the most common length" if by_position else "have equally many tokens"
-        console.note(f"{len(kept)} of {n} generated pairs {why}; the others are left out.")
-    return kept.inputs(model)
+        return pairs_cli.read(path, n, model, skip, split, quiet)
+    return pairs_cli.generated(n, model, split, quiet)
 
 
 def _print(result: PatchResult, top: int) -> None:

@@ -40,10 +40,11 @@ DataOption = Annotated[
     ),
 ]
 MethodsOption = Annotated[
-    str,
+    list[str],
     typer.Option(
-        "--methods",
-        help="Methods to rank with, separated by commas; all: every one that can on this model.",
+        *options.METHOD,
+        help="Methods to rank with, with commas or given again; all: every one that can on this "
+        "model.",
     ),
 ]
 NOption = Annotated[int, typer.Option("--n", min=1, help="Samples to measure accuracy on.")]
@@ -68,7 +69,6 @@ StepsOption = Annotated[
         show_default=False,
     ),
 ]
-NEURON_STEPS = 50
 DEFAULT_OUT = Path("out/prune")
 OutOption = Annotated[
     Path | None,
@@ -86,7 +86,7 @@ def prune(
     model: options.ModelOption = options.DEMO_MODEL,
     task: TaskOption = None,
     data: DataOption = None,
-    methods: MethodsOption = "gradient_x_input,lrp,attnlrp,gim",
+    methods: MethodsOption = ["gradient_x_input", "lrp", "attnlrp", "gim"],  # noqa: B006
     pool: options.PoolOption = "relu_token",
     n: NOption = 200,
     n_rank: NRankOption = 200,
@@ -114,9 +114,7 @@ def prune(
 
     if (task is None) == (data is None):
         raise typer.BadParameter("give either --task or --data.")
-    names = [name.strip() for name in methods.split(",") if name.strip()]
-    if not names:
-        raise typer.BadParameter("--methods names no method.")
+    names = options.method_names(methods)
     if names != [EVERY]:
         options.check_methods(names)
     ranking_set, pruning_set = _samples(task, data, n_rank, n)
@@ -134,7 +132,7 @@ def prune(
             seeds=seeds,
             order=order,
             ablation=ablation,
-            steps=steps or (NEURON_STEPS if unit == "neuron" else None),
+            steps=steps,
             progress=progress,
         )
     if out is None and html is None and csv is None:
@@ -216,9 +214,14 @@ def _read(path: Path) -> list[Sample]:
     """Samples from JSON lines; ``answer`` is another name for ``target``.
 
     Raises:
-        InputError: a line that is no JSON object, or lacks a field.
+        InputError: text that is not UTF-8, a line that is no JSON object, or lacks a field.
     """
-    lines = enumerate(path.read_text(encoding="utf-8").splitlines(), start=1)
+    try:
+        text = path.read_text(encoding="utf-8")
+    except UnicodeDecodeError as problem:
+        line = problem.object.count(b"\n", 0, problem.start) + 1
+        raise InputError(f"{path.name} line {line} is not UTF-8: save the file as UTF-8.") from None
+    lines = enumerate(text.splitlines(), start=1)
     return [_sample(line, f"{path.name} line {i}") for i, line in lines if line.strip()]
 
 

@@ -26,6 +26,7 @@ HtmlOption = Annotated[
     typer.Option(
         "--html",
         dir_okay=False,
+        callback=options.check_page,
         help=f"The page; default: {PAGE} in RUN_DIR.",
         show_default=False,
     ),
@@ -40,8 +41,8 @@ def report(
 ) -> None:
     """Write one page that opens offline about all results in RUN_DIR. Runs no model.
 
-    Saved explanations, rankings, pruning curves, patching, circuits, rule coverage, benchmarks and
-    data-set runs are shown; what cannot be read is named on the page.
+    Saved explanations, generated texts, rankings, pruning curves, patching, circuits, rule
+    coverage, benchmarks and data-set runs are shown; what cannot be read is named on the page.
 
     Example: lens-attr report out/prune
     """

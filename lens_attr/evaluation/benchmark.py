@@ -30,7 +30,7 @@ from lens_attr.evaluation.running import (
     methods_by_name,
     progress_bar,
 )
-from lens_attr.evaluation.store import Store
+from lens_attr.evaluation.store import Store, sample_table
 from lens_attr.evaluation.tasks import Task, TokenSample, View, built_in, view
 from lens_attr.graph import ModelGraph, resolve
 from lens_attr.graph.tokens import token_string
@@ -125,7 +125,7 @@ def bench(
         samples=run.samples,
         refused=run.refused,
         tasks={name: _facts(one, predictions[name], used[name]) for name, one in views.items()},
-        metadata={**metadata, "notes": list(run.notes)},
+        metadata={**metadata, "notes": run.shown_notes()},
     )
     if folder is not None:
         table.save(folder)
@@ -211,7 +211,7 @@ def _described(graph: ModelGraph, one: View, predictions: Mapping[int, Predictio
                 "correct": found.correct,
             }
         )
-    return pd.DataFrame(rows)
+    return sample_table(rows)
 
 
 def score(
@@ -237,7 +237,7 @@ def _baseline(name: str, samples: Sequence[TokenSample], settings: Settings) -> 
     scores = (
         (one, BASELINES[name](judged(one, settings), settings.seed, one.index)) for one in samples
     )
-    return pd.DataFrame([score(one, values, settings) for one, values in scores])
+    return sample_table([score(one, values, settings) for one, values in scores])
 
 
 def _explained(

@@ -51,8 +51,22 @@ def compare_runs(first: BenchTable, second: BenchTable, seed: int = 0) -> pd.Dat
             means = (a.mean(), b.mean()) if len(a) else (np.nan, np.nan)
             rows.append((task, method, metric, *means, *ends, test.p, len(a)))
     if not rows:
-        raise InputError("the two runs have no task and method in common.")
+        raise InputError(_nothing_in_common(first, second))
     return pd.DataFrame(rows, columns=list(COMPARED))
+
+
+def _nothing_in_common(first: BenchTable, second: BenchTable) -> str:
+    runs = {"first": first, "second": second}
+    bare = {which: one for which, one in runs.items() if len(one.rows) and not one.samples}
+    if not bare:
+        return "the two runs have no task and method in common."
+    commands = dict.fromkeys(one.metadata.get("command") for one in bare.values())
+    again = " and ".join(f"'{command}'" for command in commands if command)
+    return (
+        "only samples can be paired, and there are no per-sample tables (samples/*.parquet) with "
+        f"the {' and the '.join(bare)} run, as with results under version control: make them again"
+        f"{f', {again}' if again else ''}."
+    )
 
 
 def verdict(difference: Interval, claim: Claim, margin: float) -> Verdict:
@@ -80,7 +94,8 @@ def _paired(
     """Both runs' values of every metric over the samples that both used."""
     a, b = (table.samples[task, method] for table in (first, second))
     common = sorted(set(a["sample"]) & set(b["sample"]))
-    _check_same_texts(first, second, task, common)
+    if common:
+        _check_same_texts(first, second, task, common)
     values = [
         values_of(table, frame.set_index("sample").loc[common].reset_index())
         for table, frame in ((first, a), (second, b))
@@ -105,9 +120,9 @@ def values_of(table: BenchTable, frame: pd.DataFrame) -> Mapping[str, Values]:
     if COMPARED_AS in table.metadata:
         factors = table.metadata[COMPARED_AS]
         return {
-            name: factor * frame[name].to_numpy(dtype=float)
+            name: factor * np.array(frame.get(name, ()), dtype=float)
             for name, factor in factors.items()
-            if name in frame
+            if name in frame or frame.empty
         }
     if "sweep" in settings:
         return headline(frame, Deletion(k=settings["k"], sweep=settings["sweep"]))

@@ -38,7 +38,7 @@ from lens_attr.evaluation.running import (
     methods_by_name,
     progress_bar,
 )
-from lens_attr.evaluation.store import Store
+from lens_attr.evaluation.store import Store, sample_table
 from lens_attr.evaluation.tasks import Task, TokenSample, View, text_read, view
 from lens_attr.graph import ModelGraph, resolve
 from lens_attr.graph.tokens import continuation, pad_rows, pad_token_id, token_string
@@ -175,7 +175,7 @@ def bench_deletion(
         samples=run.samples,
         refused=run.refused,
         tasks={name: one.task.facts(one.dropped, len(used[name])) for name, one in views.items()},
-        metadata={**metadata, "notes": list(run.notes)},
+        metadata={**metadata, "notes": run.shown_notes()},
     )
     if folder is not None:
         table.save(folder)
@@ -313,7 +313,7 @@ def _probability(logits: Float[Tensor, "sample d_vocab"], ids: Sequence[int]) ->
 def _described(
     graph: ModelGraph, samples: Sequence[TokenSample], tops: Mapping[int, tuple[int, float]]
 ) -> pd.DataFrame:
-    return pd.DataFrame(
+    return sample_table(
         [
             {
                 "sample": one.index,

@@ -193,11 +193,9 @@ def bench_faithfulness(
     facts = {}
     with progress_bar(progress, total) as advance:
         run = Run(model, graph, store, options or {}, settings.embeddings, batch_size, advance)
-        run.notes |= {
-            f"{name}: gives no relevance inside the model": None
-            for name in everyone
-            if layers and name not in inside
-        }
+        for name in everyone:
+            if layers and name not in inside:
+                run.note(name, {"gives no relevance inside the model": 1})
         for name, samples in used.items():
             places = [Place(None, filler), *_streams(graph, samples, layers, batch_size)]
             for place in places:
@@ -216,7 +214,7 @@ def bench_faithfulness(
         samples=run.samples,
         refused=run.refused,
         tasks=facts,
-        metadata={**metadata, "notes": list(run.notes)},
+        metadata={**metadata, "notes": run.shown_notes()},
     )
     if folder is not None:
         table.save(folder)

@@ -20,8 +20,9 @@ from rich.progress import Progress
 from lens_attr._version import __version__
 from lens_attr.attribution import MethodTable, Relevance, attribute
 from lens_attr.attribution.embeddings import Embeddings
-from lens_attr.errors import InputError, Notice, UnsupportedModelError
+from lens_attr.errors import InputError, Notice, UnsupportedModelError, give_notice
 from lens_attr.evaluation.baselines import BASELINES
+from lens_attr.evaluation.notes import Notes, merged, notes_of, shown, with_notes
 from lens_attr.evaluation.predictions import by_length, padded
 from lens_attr.evaluation.results import MODEL, SAMPLES
 from lens_attr.evaluation.store import Store
@@ -55,7 +56,7 @@ class Run:
         batch_size: samples explained at a time.
         advance: moves the progress bar by some samples.
         refused: the reason, by name of a method that is not defined for the model.
-        notes: what the reader of the results must know, in order.
+        notes: what the reader of the results must know, by method.
         samples: finished per-sample tables by (task, method).
     """
 
@@ -67,8 +68,9 @@ class Run:
     batch_size: int
     advance: Callable[[int], None]
     refused: dict[str, str] = field(default_factory=dict)
-    notes: dict[str, None] = field(default_factory=dict)
+    notes: dict[str, Notes] = field(default_factory=dict)
     samples: dict[tuple[str, str], pd.DataFrame] = field(default_factory=dict)
+    _said: Notes = field(init=False, default_factory=dict)
 
     def every_batch(
         self,
@@ -84,14 +86,24 @@ class Run:
         missing = [one for one in samples if one.index not in done]
         self.advance(len(samples) - len(missing))
         for batch in by_length(missing, self.batch_size):
+            self._said.clear()
             try:
                 rows = rows_of(batch)
             except UnsupportedModelError as error:
                 self.refused[name] = str(error)
                 return
-            self.store.add(task, name, pd.DataFrame(rows))
+            self.store.add(task, name, with_notes(pd.DataFrame(rows), self._said))
             self.advance(len(batch))
-        self.samples[task, name] = self.store.close(task, name)
+        self.samples[task, name] = table = self.store.close(task, name)
+        self.note(name, notes_of(table))
+
+    def note(self, name: str, notes: Mapping[str, int]) -> None:
+        """Add to what the reader must know of a method."""
+        self.notes[name] = merged([self.notes.get(name, {}), notes])
+
+    def shown_notes(self) -> list[str]:
+        """What the reader of the results must know, method by method."""
+        return [line for name, notes in self.notes.items() for line in shown(name, notes)]
 
     def attribute(
         self,
@@ -114,7 +126,7 @@ class Run:
                 progress=False,
                 **{**self._options(name, method), **more},
             )
-        self.notes |= {f"{name}: {notice}": None for notice in result.metadata["notices"]}
+        self._said |= dict.fromkeys(result.metadata["notices"], 1)
         return result
 
     def explain(
@@ -131,8 +143,8 @@ class Run:
 
     def warn(self) -> None:
         """Say once what the reader of the results must know."""
-        for note in self.notes:
-            warnings.warn(note, Notice, stacklevel=3)
+        for note in self.shown_notes():
+            give_notice(note)
 
     def _options(self, name: str, method: str | RuleSet) -> dict[str, Any]:
         """The method's options, with the embeddings asked for where it can choose."""
@@ -140,7 +152,7 @@ class Run:
         if self.embeddings is None or "embeddings" in own:
             return own
         if isinstance(method, str) and not has_embeddings(method):
-            self.notes[f"{name}: has no choice of embeddings"] = None
+            self._said["has no choice of embeddings"] = 1
             return own
         return {**own, "embeddings": self.embeddings}
 

@@ -135,7 +135,7 @@ def bench_stability(
         samples=run.samples,
         refused=run.refused,
         tasks=facts,
-        metadata={**metadata, "notes": list(run.notes)},
+        metadata={**metadata, "notes": run.shown_notes()},
     )
     if folder is not None:
         table.save(folder)

@@ -4,15 +4,16 @@ from __future__ import annotations
 
 import json
 import os
-import re
 import shutil
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
+from urllib.parse import quote
 
 import pandas as pd
 
 from lens_attr.errors import InputError, SavedResultError
+from lens_attr.evaluation.notes import merged, notes_of, with_notes
 
 MANIFEST = "run.json"
 PARTS = ".parts"
@@ -22,7 +23,8 @@ class Store:
     """A table of samples for every (task, method), in memory or in a folder.
 
     In a folder each batch becomes a file of its own at once, written whole or not at all; when a
-    table is complete its files become one, ``samples/<task>.<method>.parquet``.
+    table is complete its files become one, ``samples/<task>.<method>.parquet``. The notes that rows
+    carry (`notes.with_notes`) stay with them.
     """
 
     def __init__(self, folder: Path | None, run: Mapping[str, Any]) -> None:
@@ -50,9 +52,10 @@ class Store:
         if self._folder is not None:
             frames += [_read(path) for path in self._files(self._folder, task, method)]
         if not frames:
-            return pd.DataFrame({"sample": pd.Series(dtype="int64")})
+            return sample_table([])
         whole = pd.concat(frames, ignore_index=True).drop_duplicates("sample")
-        return whole.sort_values("sample", ignore_index=True)
+        ordered = whole.sort_values("sample", ignore_index=True)
+        return with_notes(ordered, merged(map(notes_of, frames)))
 
     def add(self, task: str, method: str, rows: pd.DataFrame) -> None:
         """Keep the rows of one batch."""
@@ -85,9 +88,14 @@ class Store:
         return folder / "samples" / PARTS / f"{file_name(task)}.{file_name(method)}"
 
 
+def sample_table(rows: Sequence[Mapping[str, Any]]) -> pd.DataFrame:
+    """A row per sample; without any there is still the column ``sample``."""
+    return pd.DataFrame(rows) if rows else pd.DataFrame({"sample": pd.Series(dtype="int64")})
+
+
 def file_name(name: str) -> str:
-    """A name with nothing in it that a file system could object to."""
-    return re.sub(r"[^\w-]", "_", name)
+    """A name with nothing in it that a file system could object to; different for each."""
+    return quote(name, safe="").replace(".", "%2E")
 
 
 def _claim(folder: Path, run: Mapping[str, Any]) -> None:

@@ -20,13 +20,33 @@ from transformers import (
 )
 
 from lens_attr.demo import DEMO_MODELS
-from lens_attr.errors import InputError, LensAttrError, UnsupportedModelError, did_you_mean
+from lens_attr.errors import (
+    InputError,
+    LensAttrError,
+    UnsupportedModelError,
+    did_you_mean,
+    give_notice,
+)
 from lens_attr.graph.model import ModelGraph, backend_class
 
 BackendChoice = Literal["auto", "hooked", "bridge"]
 
+MASKED = "BertForMaskedLM"
 GEMMA = ("Gemma2ForCausalLM", "Gemma3ForCausalLM")
 CONVERSION_TOLERANCE = 1e-3
+USE_BRIDGE = "use backend='bridge'."
+
+
+class _NotHooked(UnsupportedModelError):
+    """HookedTransformer cannot hold this model; TransformerBridge may."""
+
+    def __init__(self, reason: str, *, before: str = "", way_out: str = USE_BRIDGE) -> None:
+        super().__init__(f"{before}{reason}: {way_out}")
+        self.reason = reason
+
+
+class _NotListed(_NotHooked, InputError):
+    """A hub name that transformer-lens 3.9 does not know, so that it never asks the hub."""
 
 
 def load(
@@ -41,7 +61,8 @@ def load(
         name: a Hugging Face hub name, a local Hugging Face directory (called anything), or one of
             the shipped ``"demo-gpt2"``, ``"demo-llama"``, ``"demo-bert"``.
         backend: ``"hooked"`` for HookedTransformer / HookedEncoder (transformer-lens 3.9),
-            ``"bridge"`` for TransformerBridge; ``"auto"`` prefers the first where it exists.
+            ``"bridge"`` for TransformerBridge; ``"auto"`` takes the first where it exists and can
+            hold the model, else the second, with a notice that says why.
         dtype: of the weights, e.g. ``"bfloat16"``.
         device: e.g. ``"cuda"``; default: the GPU if there is one, else the CPU.
 
@@ -56,16 +77,29 @@ def load(
         raise InputError(f"unknown backend {backend!r}: use 'auto', 'hooked' or 'bridge'.")
     torch_dtype = _dtype(dtype)
     where = str(device or ("cuda" if torch.cuda.is_available() else "cpu"))
+    if backend != "auto":
+        return _load_on(backend, name, torch_dtype, where)
+    if backend_class("HookedTransformer") is None:
+        return _load_on("bridge", name, torch_dtype, where)
+    try:
+        return _load_on("hooked", name, torch_dtype, where)
+    except _NotHooked as refusal:
+        model = _load_on("bridge", name, torch_dtype, where)
+        give_notice(f"{name} is loaded as a TransformerBridge: {refusal.reason}.")
+        return model
+
+
+def _load_on(
+    backend: Literal["hooked", "bridge"], name: str | Path, dtype: torch.dtype, device: str
+) -> Any:
     path = _local_path(name)
-    if backend == "auto":
-        backend = "hooked" if backend_class("HookedTransformer") is not None else "bridge"
     try:
         if backend == "bridge":
-            model = _load_bridge(path or name, torch_dtype, where)
+            model = _load_bridge(path or name, dtype, device)
         elif path is None:
-            model = _load_hooked_from_hub(str(name), torch_dtype, where)
+            model = _load_hooked_from_hub(str(name), dtype, device)
         else:
-            model = _load_hooked_directory(path, torch_dtype, where)
+            model = _load_hooked_directory(path, dtype, device)
     except LensAttrError:
         raise
     except Exception as error:
@@ -94,12 +128,15 @@ def _cannot_load(name: str | Path, path: Path | None, backend: str, error: Excep
     reason = str(error).strip().splitlines() or [type(error).__name__]
     if path is not None:
         return f"cannot load {path} on backend {backend!r}: {reason[0]}"
+    first_sentence = re.split(r"(?<=[.!?])\s", reason[0])[0][:300]
+    if isinstance(error, OSError):  # as every error of the hub is
+        return f"{_unknown(name)} and the hub said: {first_sentence}"
+    return f"cannot load {str(name)!r} on backend {backend!r}: {first_sentence}"
+
+
+def _unknown(name: str | Path) -> str:
     hint = did_you_mean(str(name), DEMO_MODELS)
-    first_sentence = re.split(r"(?<=[.!?])\s", reason[0])[0]
-    return (
-        f"cannot load {str(name)!r}: it is no local directory, no demo model ({hint}) and the "
-        f"hub said: {first_sentence[:300]}"
-    )
+    return f"cannot load {str(name)!r}: it is no local directory, no demo model ({hint})"
 
 
 def _load_bridge(name: str | Path, dtype: torch.dtype, device: str) -> Any:
@@ -122,29 +159,53 @@ def _hooked_class(name: Literal["HookedTransformer", "HookedEncoder"]) -> Any:
 
 
 def _load_hooked_from_hub(name: str, dtype: torch.dtype, device: str) -> Any:
-    if "bert" in name.lower():
+    _hooked_class("HookedTransformer")
+    official = _official_name(name)
+    if _architecture_on_hub(official) == MASKED:
         return _hooked_class("HookedEncoder").from_pretrained(name, dtype=dtype, device=device)
     cls = _hooked_class("HookedTransformer")
-    _refuse_remote_code(name)
     return cls.from_pretrained_no_processing(name, dtype=dtype, device=device)
 
 
-def _refuse_remote_code(name: str) -> None:
-    """For some names TransformerLens 3.9 sets ``trust_remote_code`` without being asked."""
+def _official_name(name: str) -> str:
+    """What TransformerLens 3.9 calls a model it lists.
+
+    Raises:
+        UnsupportedModelError: it does not list the name, or would run code from the hub.
+    """
     loading = importlib.import_module("transformer_lens.loading_from_pretrained")
+    try:
+        official = loading.get_official_model_name(name)
+    except ValueError as error:
+        reason = "transformer-lens 3.9 lists no HookedTransformer of that name"
+        raise _NotListed(reason, before=f"{_unknown(name)} and ") from error
+    # For these TransformerLens sets ``trust_remote_code`` without being asked.
     trusted = (*loading.NEED_REMOTE_CODE_MODELS, "microsoft/phi-1")  # the latter's tokenizer only
-    if loading.get_official_model_name(name).startswith(trusted):
-        raise UnsupportedModelError(
-            f"transformer-lens 3.9 would run Python code from the hub to load {name}: use "
-            "backend='bridge', which does not, or download it and give the directory."
+    if official.startswith(trusted):
+        raise _NotHooked(
+            f"transformer-lens 3.9 would run Python code from the hub to load {name}",
+            way_out="use backend='bridge', which does not, or download it and give the directory.",
         )
+    return official
+
+
+def _architecture_on_hub(official: str) -> str:
+    """The Hugging Face architecture; "?" for models in TransformerLens's own format."""
+    try:
+        return _architecture(AutoConfig.from_pretrained(official))
+    except (OSError, ValueError):  # TransformerLens reads them, or gets the same answer
+        return "?"
+
+
+def _architecture(hf_config: Any) -> str:
+    return (hf_config.architectures or ["?"])[0]
 
 
 def _load_hooked_directory(path: Path, dtype: torch.dtype, device: str) -> Any:
     """HookedTransformer (or HookedEncoder) from a local directory, checked against the original."""
     hf_config = AutoConfig.from_pretrained(path)
-    architecture = (hf_config.architectures or ["?"])[0]
-    masked = architecture == "BertForMaskedLM"
+    architecture = _architecture(hf_config)
+    masked = architecture == MASKED
     cls = _hooked_class("HookedEncoder" if masked else "HookedTransformer")
     auto: Any = AutoModelForMaskedLM if masked else AutoModelForCausalLM
     hf_model = auto.from_pretrained(path, dtype=dtype, attn_implementation="eager").eval()
@@ -254,8 +315,7 @@ def _refuse_unfaithful(model: Any, hf_model: Any, path: Path) -> None:
     gap = (model(ids).double() - original).abs().max() / original.abs().max()
     low_precision = model.cfg.dtype not in (torch.float32, torch.float64)
     if not gap <= (0.1 if low_precision else CONVERSION_TOLERANCE):
-        raise UnsupportedModelError(
+        raise _NotHooked(
             f"transformer-lens 3.9 converts {path.name} to a HookedTransformer whose logits are "
-            f"off by {float(gap):.0%} (its configuration has something the converter ignores): "
-            "use backend='bridge'."
+            f"off by {float(gap):.0%} (its configuration has something the converter ignores)"
         )

@@ -9,6 +9,7 @@ from collections.abc import Callable, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass
 from functools import cached_property
+from pathlib import PurePath
 from typing import Any, Literal
 
 import torch
@@ -392,11 +393,13 @@ class ModelGraph:
             )
 
     def _refuse_train_mode(self) -> None:
-        dropouts = [m for m in self.model.modules() if isinstance(m, nn.Dropout)]
-        if any(dropout.training and dropout.p > 0 for dropout in dropouts):
+        original = getattr(self.model, "original_model", self.model)
+        modules = dict.fromkeys([*self.model.modules(), *original.modules()])
+        dropping = [module for module in modules if module.training and _drops(module)]
+        if dropping:
             raise InputError(
-                "the model is in train mode with dropout, so its relevance would be random: "
-                "call model.eval() first."
+                f"the model is in train mode with dropout ({type(dropping[0]).__name__}), so its "
+                "relevance would be random: call model.eval() first."
             )
 
     def _refuse_architecture(self) -> None:
@@ -427,7 +430,7 @@ class ModelGraph:
         return {
             "backend": self.backend,
             "architecture": self.architecture,
-            "model_name": str(getattr(self.cfg, "model_name", "") or ""),
+            "model_name": _name_of(str(getattr(self.cfg, "model_name", "") or "")),
             "dtype": str(self.dtype).removeprefix("torch."),
             "n_layers": self.n_layers,
             "n_heads": self.n_heads,
@@ -459,6 +462,11 @@ VALUE_BIASES_FOLDED = "value biases folded"
 WRITING_WEIGHTS_CENTRED = "writing weights centred"
 
 
+def _name_of(name: str) -> str:
+    """Without the folders of a local model, which are nobody else's business; hub names stay."""
+    return PurePath(name).name if PurePath(name).is_absolute() else name
+
+
 def _is_watched(module: nn.Module) -> bool:
     """Whether someone else than the libraries has a forward hook there; theirs come and go."""
     if isinstance(module, HookPoint):
@@ -466,6 +474,17 @@ def _is_watched(module: nn.Module) -> bool:
     hooks = [*module._forward_pre_hooks.values(), *module._forward_hooks.values()]
     theirs = (str(getattr(hook, "__module__", "")) for hook in hooks)
     return any(not name.startswith(("transformer_lens.", "transformers.")) for name in theirs)
+
+
+def _drops(module: nn.Module) -> bool:
+    """Whether it drops at random in train mode: as a layer, or as a function at its own rate.
+
+    Hugging Face attention keeps that rate as a number, e.g. ``attention_dropout``.
+    """
+    if isinstance(module, nn.modules.dropout._DropoutNd):
+        return module.p > 0
+    rates = [value for name, value in vars(module).items() if "drop" in name]
+    return any(isinstance(rate, (int, float)) and rate > 0 for rate in rates)
 
 
 def _centred(rows: Tensor) -> bool:

@@ -19,6 +19,10 @@ Text = str | Sequence[str] | Int[Tensor, "batch pos"]
 BYTE_LEVEL_UNKNOWN = "<|endoftext|>"
 """GPT-2 calls this its unknown token too, but byte-level tokenizers know every text."""
 
+INTEGERS = frozenset(
+    getattr(torch, f"{sign}int{bits}") for sign in ("", "u") for bits in (8, 16, 32, 64)
+)
+
 ANCHORS = ("x", "the", ".", "a b")
 
 
@@ -86,30 +90,40 @@ def tokenize(graph: ModelGraph, text: Any, attention_mask: Tensor | None = None)
 
 
 def _from_ids(graph: ModelGraph, ids: Tensor, mask: Tensor | None) -> TokenBatch:
-    if ids.is_floating_point() or ids.dtype == torch.bool or ids.is_complex():
+    if ids.dtype not in INTEGERS:
         raise InputError(f"token ids must be integers, got {ids.dtype}.")
+    _refuse_sparse("token ids", ids)
     if ids.ndim != 2 or 0 in ids.shape:
         raise InputError(
             f"token ids must have shape [batch, pos] and not be empty, got {list(ids.shape)}."
         )
+    ids = ids.long()  # torch finds no smallest unsigned number
     if int(ids.min()) < 0 or int(ids.max()) >= graph.d_vocab:
         bad = int(ids.min()) if int(ids.min()) < 0 else int(ids.max())
         raise InputError(f"token id {bad} is out of range: ids run from 0 to {graph.d_vocab - 1}.")
     _refuse_too_long(graph, ids.shape[1])
     # A clone, because ids made under torch.inference_mode cannot be saved for backward.
-    ids = ids.to(graph.device, torch.long).clone()
+    ids = ids.to(graph.device).clone()
     if mask is None:
         return TokenBatch(ids, torch.ones_like(ids, dtype=torch.bool))
     if not isinstance(mask, Tensor):
         raise InputError(
             f"attention_mask must be a tensor [batch, pos], got {type(mask).__name__}."
         )
+    _refuse_sparse("attention_mask", mask)
     if mask.shape != ids.shape:
         raise InputError(f"attention_mask {list(mask.shape)} does not fit ids {list(ids.shape)}.")
     mask = mask.to(graph.device).bool().clone()
     if not bool(mask.any(dim=1).all()):
         raise InputError("attention_mask hides every token of an example.")
     return TokenBatch(ids, mask)
+
+
+def _refuse_sparse(what: str, tensor: Tensor) -> None:
+    if tensor.layout != torch.strided or tensor.is_nested:
+        raise InputError(
+            f"{what} must be an ordinary dense tensor, got {tensor.layout}: call .to_dense()."
+        )
 
 
 def encode_prompt(graph: ModelGraph, text: str) -> list[int]:

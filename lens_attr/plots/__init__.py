@@ -6,6 +6,7 @@
 from lens_attr.plots.ablation_bars import ablation
 from lens_attr.plots.agreement_scatter import agreement
 from lens_attr.plots.attention_map import attention
+from lens_attr.plots.axes_bars import axes
 from lens_attr.plots.benchmark_bars import benchmark
 from lens_attr.plots.circuit_graph import circuit
 from lens_attr.plots.faithfulness_curves import faithfulness
@@ -15,7 +16,7 @@ from lens_attr.plots.head_map import heads
 from lens_attr.plots.head_token_map import head_tokens
 from lens_attr.plots.layer_curves import layer_faithfulness
 from lens_attr.plots.palette import shade
-from lens_attr.plots.patch_map import patching
+from lens_attr.plots.patch_map import nodes, patching
 from lens_attr.plots.path_figures import (
     gradient_distance,
     output_emphasis,
@@ -39,6 +40,7 @@ __all__ = [
     "ablation",
     "agreement",
     "attention",
+    "axes",
     "benchmark",
     "circuit",
     "comparison",
@@ -52,6 +54,7 @@ __all__ = [
     "html_tokens",
     "layer_faithfulness",
     "length_curves",
+    "nodes",
     "output_emphasis",
     "patching",
     "path_emphasis",

@@ -15,7 +15,13 @@ if TYPE_CHECKING:
     from lens_attr.circuits.circuit import Circuit
     from lens_attr.circuits.wiring import Node
 
-_LOWERS, _RAISES = SCALE[0][1], SCALE[-1][1]
+_KINDS = {
+    -1: ("supports the target", SCALE[-1][1]),
+    1: ("works against it", SCALE[0][1]),
+    0: ("no score", RANDOM),
+}
+"""What an edge does, by the sign of its score: the change of the target when it is corrupted."""
+_LEGEND_PX = 4
 _WIDTHS = (0.75, 1.5, 2.5, 4.0, 6.0, 8.0)
 """Edges are drawn in this many groups: one line per group and sign is fast to draw."""
 _MOST = 2000
@@ -26,8 +32,9 @@ Place = tuple[float, float]
 def circuit(result: Circuit, title: str = "") -> go.Figure:
     """Input at the bottom, logits at the top, every block's heads and MLP in between.
 
-    Blue edges lower the target when corrupted (they support it), orange ones raise it; grey ones
-    carry no score. Hover over the middle of an edge for its names and score.
+    Orange edges support the target (their score is below zero: corrupting them lowers it), blue
+    ones work against it; grey ones carry no score. Hover over the middle of an edge for its names
+    and score.
 
     Args:
         result: the circuit.
@@ -36,28 +43,41 @@ def circuit(result: Circuit, title: str = "") -> go.Figure:
     Raises:
         InputError: no edges, or too many to draw.
     """
-    if not 0 < len(result) <= _MOST:
+    if len(result) > _MOST:
         raise InputError(
-            f"the circuit has {len(result)} edges; 1 to {_MOST} can be drawn: extract fewer."
+            f"the circuit has {len(result)} edges; up to {_MOST} can be drawn: extract fewer."
         )
+    if not len(result):
+        raise InputError(_nothing(result))
     places = {node: _place(node, result) for node in result.nodes}
     fig = figure(title or _title(result), height=min(1200, 260 + 90 * result.wiring.n_layers))
     edges = _edges(result, places)
     top = max(abs(score) for *_, score in edges) or 1.0
-    for group, width in enumerate(_WIDTHS):
-        for sign in (-1, 0, 1):
-            chosen = [
-                e for e in edges if (_group(e[-1], top), int(np.sign(e[-1]))) == (group, sign)
-            ]
-            _draw(fig, chosen, width, {-1: _LOWERS, 0: RANDOM, 1: _RAISES}[sign])
+    for sign, (kind, colour) in _KINDS.items():
+        alike = [e for e in edges if np.sign(e[-1]) == sign]
+        for group, width in enumerate(_WIDTHS):
+            _draw(fig, [e for e in alike if _group(e[-1], top) == group], width, colour)
+        if alike:
+            _legend(fig, kind, colour)
     _hover(fig, edges, result)
     _nodes(fig, places, result)
     fig.update_xaxes(visible=False)
+    fig.update_layout(legend={"y": 0, "itemclick": False, "itemdoubleclick": False})
     labels = ["input", *map(str, range(result.wiring.n_layers)), "logits"]
     heights = [0.0, *(1.0 + layer for layer in range(result.wiring.n_layers))]
     heights.append(result.wiring.n_layers + 1.0)
     fig.update_yaxes(tickvals=heights, ticktext=labels, title_text="layer", showgrid=False)
     return fig
+
+
+def _nothing(result: Circuit) -> str:
+    chosen = result.metadata.get("n_chosen")
+    if not chosen:
+        return "the circuit has 0 edges: there is nothing to draw."
+    return (
+        f"the circuit has 0 edges: all {chosen} chosen are dead ends, on no path from the input "
+        "to the logits. Extract more."
+    )
 
 
 def _title(result: Circuit) -> str:
@@ -109,6 +129,11 @@ def _draw(
     )
 
 
+def _legend(fig: go.Figure, kind: str, colour: str) -> None:
+    line = {"width": _LEGEND_PX, "color": colour}
+    fig.add_scatter(x=[None], y=[None], mode="lines", line=line, name=kind, showlegend=True)
+
+
 def _hover(fig: go.Figure, edges: list[tuple[Place, Place, str, float]], result: Circuit) -> None:
     unit = result.metadata.get("unit", "logit")
     fig.add_scatter(
@@ -117,7 +142,8 @@ def _hover(fig: go.Figure, edges: list[tuple[Place, Place, str, float]], result:
         mode="markers",
         marker={"size": 12, "opacity": 0},
         customdata=[[name, score] for *_, name, score in edges],
-        hovertemplate="%{customdata[0]}<br>%{customdata[1]:+.4g} " + f"{unit}<extra></extra>",
+        hovertemplate="%{customdata[0]}<br>corrupted: %{customdata[1]:+.4g} "
+        + f"{unit}<extra></extra>",
         showlegend=False,
     )
 

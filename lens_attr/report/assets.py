@@ -131,6 +131,10 @@ for (const block of document.querySelectorAll(".explanations")) {
 DRAW = Template(
     """
 const themes = $themes;
+for (const {layout} of Object.values(themes)) {  // there is no button that undoes a zoom
+  layout.dragmode = false;
+  layout.xaxis.fixedrange = layout.yaxis.fixedrange = true;
+}
 const dark = window.matchMedia("(prefers-color-scheme: dark)");
 const paper = window.matchMedia("print");
 function draw(place) {

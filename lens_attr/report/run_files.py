@@ -17,6 +17,7 @@ from typing import Any
 import pandas as pd
 import pyarrow.parquet as pq
 
+from lens_attr.attribution.generation import Generation
 from lens_attr.attribution.relevance import Relevance
 from lens_attr.circuits import (
     Agreement,
@@ -74,6 +75,7 @@ def _coverage(folder: Path) -> dict[str, Any]:
 
 READERS: dict[str, Callable[[Path], Any]] = {
     "relevance.json": Relevance.load,
+    "generation.json": Generation.load,
     "ranking.json": Ranking.load,
     "pruning.json": PruningComparison.load,
     "patching.json": PatchResult.load,

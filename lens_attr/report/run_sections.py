@@ -10,6 +10,7 @@ from typing import Any
 import pandas as pd
 
 from lens_attr import plots
+from lens_attr.attribution.generation import Generation
 from lens_attr.attribution.relevance import Relevance
 from lens_attr.display import count, number
 from lens_attr.evaluation import BenchTable
@@ -38,13 +39,18 @@ PRUNING = (
     "curve sums that up, 1 is the most. Accuracy is measured on {n}{ranked}."
 )
 AGREEMENT = (
-    "Each point is one cell: its attribution against what really happens to the target when it is "
-    "patched. A method to trust puts them on a rising line."
+    "Each point is one cell: its attribution against what it really adds to the target, which "
+    "patching tells. What is lost without it counts as added, so the sign is that of an "
+    "attribution. A method to trust puts them on a rising line."
 )
 PATCHING = (
     "What happens to the target when one {unit} is replaced by {source} in {run}, mean over {n}. "
-    "This is exact: the model runs once per cell."
+    "This is exact: the model runs once per cell. Orange: the target rises; blue: it falls. {sign}"
 )
+SIGNS = {
+    "denoise": "What raises it carries something that the prediction needs.",
+    "noise": "So blue cells support the target, which falls without them.",
+}
 SOURCES = {
     "other": "its value in the other run",
     "zero": "zero",
@@ -54,8 +60,8 @@ SOURCES = {
 RUNS = {"denoise": "the corrupted run", "noise": "the clean run"}
 PATCHED = {"attn_out": "attention layer", "mlp_out": "MLP", "resid": "residual stream"}
 CIRCUIT = (
-    "Edges between heads and MLPs. Blue edges support the target: it falls when they carry the "
-    "corrupted prompt. Orange edges work against it."
+    "Edges between heads and MLPs. Orange edges support the target: it falls when they carry the "
+    "corrupted prompt, so their scores are below zero. Blue edges work against it."
 )
 COVERAGE = (
     "Where each rule acted when the rules were tried on a few tokens. A rule that acts nowhere is "
@@ -88,7 +94,7 @@ def setting(chapter: Chapter) -> list[Html]:
 def metadata_of(result: Any) -> Mapping[str, Any]:
     """How a result was made, as far as it says."""
     curves = getattr(result, "curves", None)
-    source = curves[0] if curves else result
+    source = curves[0] if curves else getattr(result, "relevance", result)
     return getattr(source, "metadata", None) or getattr(source, "manifest", None) or {}
 
 
@@ -165,6 +171,28 @@ def _explanation(results: Mapping[str, Relevance]) -> Explanation:
     return Explanation(heading, (f"decided by: {deciding}; " if deciding else "") + value, results)
 
 
+# -------------------------------------------------------------------- generated texts
+
+
+def generations(chapter: Chapter) -> list[Section]:
+    """Every continuation: what the whole of it used, and what each of its words did."""
+    found = chapter.of("generation.json")
+    if not found:
+        return []
+    shown, left_out = found[:MOST_TEXTS], len(found) - MOST_TEXTS
+    prose = f"{count(left_out, 'text')} more in the files." if left_out > 0 else ""
+    content = [colour_key(), *(part for each in shown for part in _generation(each.result))]
+    return [Section("Generated text", prose, content, level=3, files=_files(found))]
+
+
+def _generation(result: Generation) -> list[Content]:
+    text = result.accumulated("all").words().coloured_text()
+    facts = {"prompt": result.prompt, "goes on": result.generated, "explained": result.headline}
+    coloured = Html(html_tokens(text.tokens, text.values, text.unit))
+    sources = _titled("Relevance of the prompt and of what was generated before", result.sources())
+    return [facts_list(facts), coloured, result.plot(), sources]
+
+
 # ------------------------------------------------------------------ heads and pruning
 
 
@@ -210,6 +238,7 @@ def patching(chapter: Chapter) -> list[Section]:
             source=SOURCES.get(result.source, result.source),
             run=RUNS.get(result.mode, result.mode),
             n=count(len(result), "prompt"),
+            sign=SIGNS.get(result.mode, ""),
         )
         layers = range(result.effects.shape[0]) if len(result.axes) == 3 else [None]
         drawn = [plots.patching(result, layer=layer) for layer in layers]
@@ -345,6 +374,7 @@ def _files(found: Sequence[Found]) -> list[str]:
 
 KINDS = (
     tokens,
+    generations,
     heads,
     pruning,
     patching,

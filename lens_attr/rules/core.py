@@ -205,7 +205,8 @@ class Rule(ABC):
             RuleNotAppliedError: no point is left, which would silently change nothing.
         """
         layers = () if self.layers is None else self.layers
-        if not isinstance(layers, Collection) or not all(type(one) is int for one in layers):
+        several = isinstance(layers, Collection) and not isinstance(layers, str)
+        if not several or not all(type(one) is int for one in layers):
             raise InputError(f"layers must be several block numbers, got {self.layers!r}: [0, 1].")
         unknown = sorted(set(layers) - set(range(graph.n_layers)))
         if unknown:
@@ -346,9 +347,11 @@ class RuleSet:
         return hook_lists(resolve(model), self)
 
     def bwd_hooks(self, model: Any) -> list[tuple[str, Callable[..., Tensor | None]]]:
-        """(hook name, function) pairs for ``model.hooks(bwd_hooks=...)`` or ``run_with_hooks``.
+        """The backward half of `hooks`; ``model.hooks(**rules.hooks(model))`` is the complete form.
 
-        Rules that read forward values (the identity rule, the tempered softmax) also need the
-        forward hooks of `hooks`; without them the backward raises and says so.
+        (hook name, function) pairs for ``model.hooks(bwd_hooks=...)`` or ``run_with_hooks``. They
+        do alone where no rule reads forward values. The identity rule (of ``lrp``, ``attnlrp``,
+        ...) and the tempered softmax (of ``gim``) do: without the forward hooks their backward
+        raises and says so.
         """
         return self.hooks(model)["bwd_hooks"]

@@ -27,7 +27,7 @@ from lens_attr.errors import UnsupportedModelError
 from lens_attr.graph import Activation, ModelGraph, Point
 from lens_attr.rules.core import Placement, Rule, RuleSet, Tape
 
-SoftmaxForm = Literal["product", "log"]
+SoftmaxForm = Literal["log", "product"]
 """How the softmax is written before its parts get their rules, see `softmax_multiplier`."""
 
 
@@ -90,7 +90,7 @@ def softmax_multiplier(
     multiplier: Float[Tensor, "*rows key"],
     scores: Float[Tensor, "*rows key"],
     baseline: Float[Tensor, "*rows key"],
-    form: SoftmaxForm = "product",
+    form: SoftmaxForm = "log",
 ) -> Float[Tensor, "*rows key"]:
     """From the pattern's multiplier m to the scores'; 0 for keys that neither row attends to.
 
@@ -171,7 +171,7 @@ class SecantSoftmax(Rule):
         form: how the softmax is taken apart.
     """
 
-    form: SoftmaxForm = "product"
+    form: SoftmaxForm = "log"
 
     def place(self, graph: ModelGraph) -> Iterable[Placement]:
         """At every ``hook_attn_scores``."""
@@ -265,7 +265,7 @@ class SecantNorm(Rule):
         return Placement(point, transform, values=(point,))
 
 
-def deeplift(softmax: SoftmaxForm = "product") -> RuleSet:
+def deeplift(softmax: SoftmaxForm = "log") -> RuleSet:
     """Every rule of DeepLIFT, for a batch ``[x; x0]``."""
     rules = (SecantSoftmax(form=softmax), SecantActivation(), SecantNorm(), MeanMultiplier())
     return RuleSet(rules, name="deeplift")

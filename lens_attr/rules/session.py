@@ -62,10 +62,7 @@ class PointHook:
     def is_zero(self) -> bool:
         """Whether the gradient leaving the point is zero whatever arrives, and nobody reads it."""
         factors = [placement.factor for _, placement in self.placed]
-        reading = self.is_read or any(placement.values for _, placement in self.placed)
-        if reading or 0.0 not in factors:
-            return False
-        return None not in factors[factors.index(0.0) :]
+        return not self.is_read and 0.0 in factors and None not in factors[factors.index(0.0) :]
 
     def cut(self, activation: Tensor) -> Tensor:
         """The activation as a constant: its gradient is zero, and nobody computes it."""

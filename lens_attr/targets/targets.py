@@ -5,6 +5,7 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from jaxtyping import Float, Int
@@ -14,6 +15,7 @@ from lens_attr.errors import InputError
 from lens_attr.graph import ModelGraph
 from lens_attr.graph.tokens import TokenBatch, continuation, mask_positions, token_string
 from lens_attr.targets.resolved import Resolved
+from lens_attr.types import whole_number
 
 TokenSpec = str | int | Sequence[str] | Sequence[int] | Tensor
 """A string (read as the continuation of the text) or an id; one, or one per example."""
@@ -32,12 +34,13 @@ class Target(ABC):
     position: int | Sequence[int] = -1
 
     def __post_init__(self) -> None:
-        each = [self.position] if isinstance(self.position, int) else self.position
-        whole = isinstance(each, Sequence) and all(isinstance(one, int) for one in each)
-        if not whole or not each:
+        each, alone = _elements(self.position)
+        whole = tuple(whole_number(one) for one in each)
+        if not each or None in whole:
             raise InputError(
                 f"position must be an integer, or several, got {self.position!r}: -1 is the last."
             )
+        object.__setattr__(self, "position", whole[0] if alone else whole)
 
     @abstractmethod
     def resolve(self, graph: ModelGraph, batch: TokenBatch) -> Resolved:
@@ -91,20 +94,23 @@ def _single_masks(graph: ModelGraph, batch: TokenBatch) -> list[int]:
     return [found[0] for found in masks]
 
 
-def _is_token(one: object) -> bool:
-    return isinstance(one, (str, int)) and not isinstance(one, bool)
+def _elements(value: Any) -> tuple[list[Any], bool]:
+    """What a sequence, tensor or array holds; or the value alone, and True."""
+    listed = value.tolist() if hasattr(value, "tolist") else value
+    alone = isinstance(listed, (str, bytes)) or not isinstance(listed, Sequence)
+    return ([listed] if alone else list(listed)), alone
 
 
 def _per_example(spec: TokenSpec, n: int, what: str) -> list[str | int]:
-    if isinstance(spec, Tensor):
-        spec = spec.tolist()
-    each = [spec] * n if isinstance(spec, (str, int)) else spec
-    if not isinstance(each, Sequence) or not all(_is_token(one) for one in each):
+    each, alone = _elements(spec)
+    tokens = [one if isinstance(one, str) else whole_number(one) for one in each]
+    found = [token for token in tokens if token is not None]
+    if len(found) < len(each):
         got = f"{type(spec).__name__} {spec!r}"
         raise InputError(f"the {what} must be a string or a token id, got {got}: one, or one each.")
-    if len(each) != n:
-        raise InputError(f"{len(each)} {what}s for {n} examples: give one for all, or one each.")
-    return list(each)
+    if not alone and len(found) != n:
+        raise InputError(f"{len(found)} {what}s for {n} examples: give one for all, or one each.")
+    return found * n if alone else found
 
 
 def _ids_of(graph: ModelGraph, batch: TokenBatch, spec: TokenSpec, what: str) -> list[list[int]]:
@@ -130,8 +136,8 @@ def _single_ids(graph: ModelGraph, batch: TokenBatch, spec: TokenSpec, what: str
             shown = " + ".join(repr(token_string(graph, piece)) for piece in pieces)
             raise InputError(
                 f"the {what} is {len(pieces)} tokens ({shown}); one prediction explains one token. "
-                f"Give the first piece's id ({pieces[0]}), or a foil that differs at it "
-                "(la.LogitDiff)."
+                f"Give the first piece's id ({pieces[0]}), in a shell as id:{pieces[0]}, or a foil "
+                "that differs at it (la.LogitDiff)."
             )
     return [pieces[0] for pieces in ids]
 
@@ -156,6 +162,41 @@ def _first_difference(
     return [a[0] for a in answers], [f[0] for f in foils], tuple(dict.fromkeys(notices))
 
 
+def _without_space(
+    graph: ModelGraph, batch: TokenBatch, position: Int[Tensor, " batch"], *specs: TokenSpec
+) -> tuple[str, ...]:
+    """A notice if words go on with the word before them although they have tokens of their own.
+
+    After a line break, a bracket or BOS a word needs no space; WordPiece spells words without.
+    """
+    if graph.tokenizer is None or graph.is_masked_model:
+        return ()
+    last = batch.token_ids.gather(1, position[:, None])[:, 0].tolist()
+    ends = [token_string(graph, token)[-1:] for token in last]
+    glued = {
+        word: None
+        for spec in specs
+        for word, end in zip(_per_example(spec, len(batch), "target"), ends, strict=True)
+        if isinstance(word, str) and word.isalpha() and (end.isalnum() or end in (",", ";", ":"))
+    }
+    found = [word for word in glued if _is_token_after_space(graph, word)]
+    if not found:
+        return ()
+    shown, meant = ", ".join(map(repr, found[:3])), ", ".join(repr(f" {w}") for w in found[:3])
+    return (
+        f"{shown}: without a leading space, so it goes on with the word before it; the word here "
+        f"is {meant}",
+    )
+
+
+def _is_token_after_space(graph: ModelGraph, word: str) -> bool:
+    try:
+        ids = continuation(graph, f" {word}")
+    except InputError:  # the tokenizer does not know it
+        return False
+    return len(ids) == 1 and token_string(graph, ids[0]) == f" {word}"
+
+
 def _column(ids: list[int], like: Tensor) -> Int[Tensor, " batch"]:
     return torch.tensor(ids, device=like.device)
 
@@ -176,7 +217,8 @@ class Logit(Target):
         position = resolve_positions(graph, batch, self.position)
         labels = [f"logit of {token_string(graph, i)!r}" for i in ids]
         column = _column(ids, position)[:, None]
-        return Resolved(position, _logit, labels, "logit", column, form="linear")
+        notices = _without_space(graph, batch, position, self.token)
+        return Resolved(position, _logit, labels, "logit", column, notices, form="linear")
 
 
 @dataclass(frozen=True)
@@ -195,7 +237,8 @@ class LogProb(Target):
         position = resolve_positions(graph, batch, self.position)
         labels = [f"log-probability of {token_string(graph, i)!r}" for i in ids]
         token_ids = _column(ids, position)[:, None]
-        return Resolved(position, _log_prob, labels, "nat", token_ids, form="log_prob")
+        notices = _without_space(graph, batch, position, self.token)
+        return Resolved(position, _log_prob, labels, "nat", token_ids, notices, form="log_prob")
 
 
 @dataclass(frozen=True)
@@ -219,6 +262,7 @@ class LogitDiff(Target):
         foils = _ids_of(graph, batch, self.foil, "foil")
         first, other, notices = _first_difference(graph, answers, foils)
         position = resolve_positions(graph, batch, self.position)
+        notices += _without_space(graph, batch, position, self.token, self.foil)
         names = [
             (token_string(graph, a), token_string(graph, b))
             for a, b in zip(first, other, strict=True)

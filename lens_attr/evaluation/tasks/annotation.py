@@ -85,15 +85,10 @@ def read_choices(path: Path, annotators: Annotators | None = None) -> Iterator[R
 def _sample(
     before: str, right: str, wrong: str, after: str, source: str, annotators: Annotators
 ) -> Row:
-    whole, at = f"{before} {right}{after}", len(before) + 1
     reflexive = REFLEXIVE.fullmatch(right) is not None
-    words = annotators.parser()(whole)
-    if reflexive:
-        truth = _antecedent(words, annotators.coreference()(whole), at)
-    else:
-        truth = _subject(words, at)
-    if truth is None or truth[1] > len(before):
-        return LeftOut(f"no {'antecedent' if reflexive else 'subject'} found before the choice")
+    truth = _deciding(before, right, after, annotators)
+    if truth is None:
+        return LeftOut(f"no {_what(reflexive)} found before the choice")
     return Sample(
         text=before,
         answer=f" {right}",
@@ -103,6 +98,41 @@ def _sample(
         suffix=after,
         source=source,
     )
+
+
+def _deciding(before: str, right: str, after: str, annotators: Annotators) -> Span | None:
+    """The characters of the word before the choice that decides it."""
+    whole, at = f"{before} {right}{after}", len(before) + 1
+    words = annotators.parser()(whole)
+    if REFLEXIVE.fullmatch(right):
+        truth = _antecedent(words, annotators.coreference()(whole), at)
+    else:
+        truth = _subject(words, at)
+    return truth if truth is not None and truth[1] <= len(before) else None
+
+
+class Fallback:
+    """Finds what decides where no rule does; where the extra is not installed it says so."""
+
+    def __init__(self, annotators: Annotators | None = None) -> None:
+        self._annotators = annotators or Annotators(spacy_parser, fastcoref)
+        self._missing: dict[bool, str] = {}
+
+    def find(self, before: str, right: str, after: str) -> Span | str:
+        """The characters of the word that decides, or why there is none."""
+        reflexive = REFLEXIVE.fullmatch(right) is not None
+        if reflexive not in self._missing:
+            try:
+                found = _deciding(before, right, after, self._annotators)
+            except InputError as error:
+                self._missing[reflexive] = str(error)
+            else:
+                return found or f"nor does a parser find the {_what(reflexive)}"
+        return self._missing[reflexive]
+
+
+def _what(reflexive: bool) -> str:
+    return "antecedent" if reflexive else "subject"
 
 
 def _subject(words: Any, at: int) -> Span | None:

@@ -27,8 +27,12 @@ QA_TEMPLATE = "{context} Question: {question} Answer:"
 def read_squad(path: Path, template: str = QA_TEMPLATE) -> Iterator[Row]:
     """SQuAD v1 or v2 json (Rajpurkar et al. 2016, 2018); the first answer of each question.
 
+    Answers are a list of ``{"text": ..., "answer_start": ...}``, or two lists under these names, as
+    Hugging Face's copy has them.
+
     Raises:
-        InputError: not JSON, not UTF-8, or without ``data``; a template without its two fields.
+        InputError: not JSON, not UTF-8, or without a list ``data``; a template without its two
+            fields.
     """
     if _fields(template) != {"context", "question"}:
         raise InputError(
@@ -36,17 +40,22 @@ def read_squad(path: Path, template: str = QA_TEMPLATE) -> Iterator[Row]:
         )
     text = _decoded(path)
     try:
-        articles = json.loads(text)["data"]
+        document = json.loads(text)
     except json.JSONDecodeError as error:
         raise InputError(f"{path} line {error.lineno} is not JSON: {error.msg}.") from error
-    except (KeyError, TypeError) as error:
-        raise InputError(f"{path} line 1 is no SQuAD file: it has no 'data'.") from error
-    for record, context in _questions(articles):
-        number = _line_of(text, str(record.get("id", "")))
+    articles = document.get("data") if isinstance(document, dict) else None
+    if not isinstance(articles, list):
+        raise InputError(f"{path} line 1 is no SQuAD file: it has no list 'data'.")
+    line = 1
+    for where, record, context in _questions(articles):
+        if isinstance(record, RowError):
+            yield Bad(line, f"{where}: {record}")
+            continue
+        line = _line_of(text, str(record.get("id", "")), line)
         try:
             yield _squad_row(record, context, template, f"SQuAD {path.name}")
         except RowError as error:
-            yield Bad(number, f"question {record.get('id')!r}: {error}")
+            yield Bad(line, f"question {record.get('id', where)!r}: {error}")
 
 
 def _fields(template: str) -> set[str]:
@@ -64,24 +73,43 @@ def _decoded(path: Path) -> str:
         raise InputError(f"{path} line {number} is not UTF-8.") from error
 
 
-def _questions(articles: Any) -> Iterator[tuple[dict[str, Any], Any]]:
-    for article in articles if isinstance(articles, list) else []:
-        for paragraph in article.get("paragraphs", []):
-            for question in paragraph.get("qas", []):
-                yield question, paragraph.get("context")
+def _questions(articles: list[Any]) -> Iterator[tuple[str, dict[str, Any] | RowError, Any]]:
+    """Where it stands, each question or what is wrong in its place, and its context."""
+    for where, article in _objects(articles, "data"):
+        if isinstance(article, RowError):
+            yield where, article, None
+            continue
+        for inside, paragraph in _objects(article.get("paragraphs"), f"{where}.paragraphs"):
+            if isinstance(paragraph, RowError):
+                yield inside, paragraph, None
+                continue
+            for place, question in _objects(paragraph.get("qas"), f"{inside}.qas"):
+                yield place, question, paragraph.get("context")
 
 
-def _line_of(text: str, identifier: str) -> int:
+def _objects(many: Any, where: str) -> Iterator[tuple[str, dict[str, Any] | RowError]]:
+    """Each object of what should be a list of them, with its place."""
+    if not isinstance(many, list):
+        yield where, RowError("is not a list")
+        return
+    for i, one in enumerate(many):
+        is_object = isinstance(one, dict)
+        yield f"{where}[{i}]", one if is_object else RowError(f"{one!r} is not an object")
+
+
+def _line_of(text: str, identifier: str, otherwise: int) -> int:
+    """The line of an identifier; where there is none, that of what was read before."""
     found = text.find(json.dumps(identifier)) if identifier else -1
-    return text.count("\n", 0, max(found, 0)) + 1
+    return otherwise if found < 0 else text.count("\n", 0, found) + 1
 
 
 def _squad_row(record: dict[str, Any], context: Any, template: str, source: str) -> Row:
     if not isinstance(context, str):
         raise RowError("its paragraph has no 'context'")
-    if record.get("is_impossible") or not record.get("answers"):
+    first = None if record.get("is_impossible") else _first_answer(record.get("answers"))
+    if first is None:
         return LeftOut("the question has no answer")
-    question, first = text_of(record, "question").strip(), record["answers"][0]
+    question = text_of(record, "question").strip()
     answer, start = text_of(first, "text"), first.get("answer_start")
     begin, end = span_of(context, start, _plus(start, len(answer)), "the answer's span")
     if context[begin:end] != answer:
@@ -97,6 +125,27 @@ def _squad_row(record: dict[str, Any], context: Any, template: str, source: str)
         context=(shift, shift + len(context)),
         licence="CC BY-SA 4.0",
     )
+
+
+def _first_answer(answers: Any) -> dict[str, Any] | None:
+    """The first answer of either form; None where there is none.
+
+    Raises:
+        RowError: neither form.
+    """
+    if isinstance(answers, dict):
+        names = ("text", "answer_start")
+        for name in names:
+            if not isinstance(answers.get(name), list):
+                raise RowError(f"'answers' has no list {name!r}")
+        rows = zip(*(answers[name] for name in names), strict=False)
+        answers = [dict(zip(names, row, strict=True)) for row in rows]
+    if not isinstance(answers, (list, type(None))):
+        raise RowError("'answers' is no list")
+    first = answers[0] if answers else None
+    if not isinstance(first, (dict, type(None))):
+        raise RowError(f"the answer {first!r} is not an object")
+    return first
 
 
 def _plus(start: Any, length: int) -> Any:

@@ -15,39 +15,9 @@ from lens_attr.evaluation.tasks.documents import sample_of
 from lens_attr.evaluation.tasks.files import sorted_out
 from lens_attr.evaluation.tasks.paragraphs import FUNCTION_WORDS
 from lens_attr.evaluation.tasks.rows import Bad, RowError, json_lines, text_of
+from lens_attr.evaluation.tasks.synonyms import swaps
 from lens_attr.evaluation.tasks.task import Task
 from lens_attr.types import Sample
-
-SYNONYMS: Mapping[str, Sequence[str]] = {
-    word: [other for other in group if other != word]
-    for group in (
-        ("near", "beside", "next to"),
-        ("often", "usually"),
-        ("liked", "loved"),
-        ("hated", "despised"),
-        ("followed", "chased"),
-        ("saw", "noticed"),
-        ("found", "discovered"),
-        ("helped", "assisted"),
-        ("defended", "protected"),
-        ("praised", "admired"),
-        ("taught", "instructed"),
-        ("big", "large"),
-        ("small", "little"),
-        ("quiet", "silent"),
-        ("strange", "odd"),
-        ("happy", "glad"),
-        ("clever", "smart"),
-        ("rarely", "seldom"),
-        ("maybe", "perhaps"),
-        ("at noon", "at midday"),
-        ("on most days", "most days"),
-        ("as they say", "so they say"),
-    )
-    for word in group
-}
-"""Words and phrases that may stand for each other: of the demo language (`lens_attr.demo.words`)
-with a few more. None is a noun, so none has a number or a gender that an answer agrees with."""
 
 SEGMENTATION = "segmentation"
 """The edit that leaves the text alone and splits one token of it in two, which only a tokenizer
@@ -195,19 +165,16 @@ def word_spans(text: str) -> list[tuple[int, int]]:
 
 
 def _swap_synonym(sample: Sample, rng: random.Random) -> Sample | None:
+    protected = _protected(sample)
     found = [
-        match
-        for phrase in SYNONYMS
-        for match in re.finditer(rf"(?<![\w-]){re.escape(phrase)}(?![\w-])", sample.text, re.I)
-        if not _protected(sample) & {*words_of(phrase)}
+        (start, end, others)
+        for start, end, others in swaps(sample.text)
+        if not protected & {*words_of(sample.text[start:end])}
     ]
     if not found:
         return None
-    match = rng.choice(found)
-    word = match.group()
-    new = rng.choice(SYNONYMS[word.lower()])
-    new = new.capitalize() if word[0].isupper() else new
-    return _changed(sample, *match.span(), new)
+    start, end, others = rng.choice(found)
+    return _changed(sample, start, end, rng.choice(others))
 
 
 def _change_punctuation(sample: Sample, rng: random.Random) -> Sample | None:
@@ -247,9 +214,9 @@ EDITS: Mapping[str, Edit] = {
     "neutral_sentence": _add_neutral,
     "casing": _change_case,
 }
-"""``"synonym"`` swaps one word of `SYNONYMS`, ``"punctuation"`` drops the first comma or adds one,
-``"neutral_sentence"`` puts a sentence about something else before the text, ``"casing"`` changes
-the case of the first letter."""
+"""``"synonym"`` swaps one word of `synonyms.SYNONYMS`, ``"punctuation"`` drops the first comma or
+adds one, ``"neutral_sentence"`` puts a sentence about something else before the text, ``"casing"``
+changes the case of the first letter."""
 
 ALL_EDITS = (*EDITS, SEGMENTATION)
 

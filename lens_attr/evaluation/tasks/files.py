@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import json
+import re
 from collections import Counter
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from functools import partial
 from pathlib import Path
 from typing import Literal, get_args
@@ -142,6 +143,23 @@ def sorted_out(
         )
     if bad and not samples:
         raise InputError(f"{path} holds no good row; line {bad[0].line}: {bad[0].reason}.")
+    return samples, left_out + _by_kind(bad)
+
+
+_PARTICULAR = re.compile(r"'[^']*'|\"[^\"]*\"|-?\d+")
+"""What reasons of one kind differ in: quoted text and numbers."""
+
+
+def _by_kind(bad: Sequence[Bad]) -> Counter[str]:
+    """How many rows were malformed in the same way, with the lines of the first and its reason."""
+    kinds: dict[str, list[Bad]] = {}
     for one in bad:
-        left_out[f"malformed: line {one.line}: {one.reason}"] += 1
-    return samples, left_out
+        kinds.setdefault(_PARTICULAR.sub("_", one.reason), []).append(one)
+    return Counter(
+        {f"malformed: {_lines(rows)}: {rows[0].reason}": len(rows) for rows in kinds.values()}
+    )
+
+
+def _lines(rows: Sequence[Bad]) -> str:
+    numbers = ", ".join(str(one.line) for one in rows[:SHOWN])
+    return f"line{'s' * (len(rows) > 1)} {numbers}{', ...' if len(rows) > SHOWN else ''}"

@@ -12,6 +12,7 @@ from typing import Literal, get_args
 from lens_attr.errors import InputError, did_you_mean
 from lens_attr.evaluation.tasks.interest import Words
 from lens_attr.evaluation.tasks.task import Task
+from lens_attr.evaluation.tasks.view import view
 from lens_attr.graph import ModelGraph
 from lens_attr.graph.tokens import character_spans, encode_prompt
 from lens_attr.types import Sample
@@ -48,13 +49,14 @@ def paragraphs(
     """Texts cut to some numbers of tokens, with a word of interest in each.
 
     A causal model reads what stands before the word and predicts it, a masked one reads the rest
-    as well. Shorter texts are left out and counted.
+    as well. Shorter texts are left out and counted. Every length that has samples at all has as
+    many as the one with the fewest; what is cut for that is left out and counted too.
 
     Args:
         graph: the model whose tokens are counted, special ones apart.
         task: texts without answers; samples that have one keep their own place.
         lengths: one task per length, as ``"imdb/50"``; empty leaves texts whole.
-        n: the same number of samples for each length.
+        n: at most so many samples for each length.
         interest: see `Interest`; or the characters of each text's word, from
             `tasks.read_interest`. Texts without one, and words that were cut off, are left out
             and counted.
@@ -76,7 +78,20 @@ def paragraphs(
         samples = _placed(graph, task.samples, length, interest, seed, n, left_out)
         name = task.name if length is None else f"{task.name}/{length}"
         found.append(Task(name, samples, task.source, left_out))
-    return found
+    return _in_equal_numbers(found) if lengths else found
+
+
+def _in_equal_numbers(tasks: Sequence[Task]) -> list[Task]:
+    """As many samples of each task as of the smallest that has any."""
+    fewest = min((len(task.samples) for task in tasks if task.samples), default=0)
+    reason = "more than there are texts of another length"
+    return [
+        replace(
+            task.first(fewest),
+            left_out=Counter(task.left_out) + Counter({reason: len(task.samples[fewest:])}),
+        )
+        for task in tasks
+    ]
 
 
 def _placed(
@@ -99,8 +114,10 @@ def _placed(
         word = _word_of(sample.text, text, interest, random.Random(f"{seed}/{i}"))
         if isinstance(word, str):
             left_out[word] += 1
-        else:
-            found.append(_with_word(sample, text, *word))
+            continue
+        placed = view(graph, Task("", [_with_word(sample, text, *word)]), truth=False)
+        left_out.update(placed.dropped)
+        found += [one.sample for one in placed.samples]
     return found
 
 

@@ -13,7 +13,8 @@ from lens_attr.errors import InputError, did_you_mean
 from lens_attr.types import Sample
 
 OPEN_VOCABULARY = ("qa",)
-"""Tasks whose answer competes with every token: correct means argmax, the foil is the runner-up."""
+"""Tasks whose answers compete with every token, whatever foil they have: correct means argmax, the
+foil is the runner-up. In other tasks a sample without a foil is judged so, and no other one."""
 
 GENERATOR_LICENCE = "MIT"
 
@@ -48,8 +49,8 @@ class Task:
 
     @property
     def open_vocabulary(self) -> bool:
-        """Whether the answer competes with every token instead of one foil."""
-        return self.name in OPEN_VOCABULARY or not all(sample.foil for sample in self.samples)
+        """Whether every answer competes with every token, its own foil notwithstanding."""
+        return self.name in OPEN_VOCABULARY
 
     def first(self, n: int) -> Task:
         """At most ``n`` of its samples."""
