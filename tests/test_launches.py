@@ -18,7 +18,7 @@ from torch import Tensor
 
 import lens_attr as la
 from lens_attr.attribution.embeddings import InputEmbeddings
-from lens_attr.attribution.gradients import want
+from lens_attr.attribution.gradients import _cut, want
 from lens_attr.attribution.recording import Recorder
 from lens_attr.graph import resolve
 from lens_attr.rules import PRESETS, RuleSet
@@ -35,6 +35,9 @@ WAITS = {
 }
 """Operations whose answer the program must have before it goes on."""
 
+INDEXED = {"index", "index_put", "index_put_", "_index_put_impl_"}
+"""Waits too, if a tensor of booleans says where: the places are counted first."""
+
 
 class Dispatched(torch.utils._python_dispatch.TorchDispatchMode):
     """Counts operations, and those that would make the program wait for the device."""
@@ -47,15 +50,20 @@ class Dispatched(torch.utils._python_dispatch.TorchDispatchMode):
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         name = func.overloadpacket.__name__
         moves = name == "_to_copy" and (kwargs or {}).get("device") is not None
-        if name in WAITS or moves:
+        masked = name in INDEXED and any(_is_mask(one) for one in args[1])
+        if name in WAITS or moves or masked:
             self.waits[name] += 1
         if not func.is_view:
             self.kernels[name] += 1
         return func(*args, **(kwargs or {}))
 
 
+def _is_mask(index: Any) -> bool:
+    return isinstance(index, Tensor) and index.dtype in (torch.bool, torch.uint8)
+
+
 def run(
-    case: tuple[str, str], rules: RuleSet, *, lowered: bool, record: bool
+    case: tuple[str, str], rules: RuleSet, *, lowered: bool, record: bool, checkpoint: bool = False
 ) -> tuple[Dispatched, Dispatched]:
     """What the forward and the backward of a call dispatch."""
     model, ids = tiny.model(*case), tiny.token_ids(case[0], rows=2)
@@ -69,11 +77,15 @@ def run(
         inputs.attach(graph, stack)
         for context in (session, recorder) if lowered else (recorder, session):
             stack.enter_context(context)
+        segments = _cut(graph, session, recorder, stack) if checkpoint else None
         with forward:
             logits = graph.logits_at(ids, None, torch.tensor([3, 3]))
         value = (logits[:, 12] - logits[:, 13]).sum()
         with backward:
-            torch.autograd.grad(value, inputs.leaf)
+            if segments is None:
+                torch.autograd.grad(value, inputs.leaf)
+            else:
+                segments.gradient(value, inputs.leaf)
     return forward, backward
 
 
@@ -104,6 +116,30 @@ def test_that_a_hook_which_waits_would_be_found() -> None:
         rules = la.rules.gradient() + halve_if_large
         _, backward = run(("gpt2", tiny.BACKENDS[0]), rules, lowered=lowered, record=False)
         assert backward.waits["_local_scalar_dense"] == 2
+
+
+def test_that_a_hook_which_indexes_by_a_mask_would_be_found() -> None:
+    @la.rules.custom(at="z")
+    def positive(grad: Tensor) -> Tensor:
+        kept = grad.clone()
+        kept[grad < 0] = 0
+        return kept + 0 * grad[grad > 0].sum()
+
+    rules = la.rules.gradient() + positive
+    _, backward = run(("gpt2", tiny.BACKENDS[0]), rules, lowered=True, record=False)
+    assert backward.waits == {"index": 2, "index_put_": 2}
+
+
+@pytest.mark.parametrize("case", CASES, ids="-".join)
+def test_checkpointing_waits_for_the_device_once(case: tuple[str, str, str]) -> None:
+    """However many blocks there are, and beside what the model itself waits for."""
+    *model, preset = case
+    rules = PRESETS[preset]()
+    forward, backward = run(tuple(model), rules, lowered=True, record=True, checkpoint=True)
+    bare, _ = run(tuple(model), la.rules.gradient(), lowered=False, record=False)
+    assert forward.waits == bare.waits
+    assert backward.waits - bare.waits <= Counter(_local_scalar_dense=1)
+    assert backward.waits["_local_scalar_dense"] >= 1, "it does look"
 
 
 FUSED_NORM = ("bert", "bridge")

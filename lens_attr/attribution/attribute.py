@@ -23,6 +23,7 @@ from lens_attr.attribution.registry import method as method_named
 from lens_attr.attribution.relevance import Relevance
 from lens_attr.errors import InputError, UnsupportedModelError, did_you_mean, give_notice
 from lens_attr.graph import ModelGraph, resolve
+from lens_attr.graph.fingerprint import origin
 from lens_attr.graph.tokens import (
     Text,
     TokenBatch,
@@ -114,7 +115,8 @@ def attribute(
     ]
     with watched(graph, sum(group.passes(graph) for group in groups), progress):
         parts = [group.explain(graph, batch.token_ids.shape[1]) for group in groups]
-    metadata = _metadata(graph, explainer, parts[0]) | {"target_ids": target_ids(targets)}
+    metadata = _metadata(graph, explainer, parts[0])
+    metadata |= {"target_ids": target_ids(targets), "batch_size": batch_size}
     notices = _notices(graph, batch, targets, explainer, parts)
     for notice in notices:
         give_notice(notice)
@@ -341,6 +343,7 @@ def _metadata(graph: ModelGraph, explainer: Explainer, part: Explained) -> dict[
     libraries = ("torch", "transformer-lens", "transformers")
     return {
         "model": graph.describe(),
+        "loaded_from": origin(graph),
         **explainer.describe(),
         **part.metadata,
         "device": str(graph.device),

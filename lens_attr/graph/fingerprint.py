@@ -22,6 +22,16 @@ def fingerprint(graph: ModelGraph) -> dict[str, str | None]:
     return {"weights_sha256": _weights(graph), "tokenizer_sha256": _tokenizer(graph.tokenizer)}
 
 
+def origin(graph: ModelGraph) -> dict[str, str | None]:
+    """Directory or hub name that the model (else its tokenizer) was loaded from, and the revision.
+
+    As Hugging Face wrote it down; None where it is not known, as for a model made by hand.
+    """
+    config = getattr(getattr(graph.model, "original_model", None), "config", None)
+    found = getattr(config, "_name_or_path", "") or getattr(graph.tokenizer, "name_or_path", "")
+    return {"name_or_path": found or None, "revision": getattr(config, "_commit_hash", None)}
+
+
 def _weights(graph: ModelGraph) -> str:
     found = hashlib.sha256()
     read = {k: v for k, v in graph.model.state_dict().items() if not k.startswith(UNREAD)}

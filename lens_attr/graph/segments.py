@@ -175,11 +175,10 @@ def _refuse_other_inputs(block: nn.Module, others: Iterable[Any]) -> None:
 def _refuse_other_values(same: dict[int, Tensor]) -> None:
     """Look once, after the last block: a look waits for the device."""
     device = next(iter(same.values())).device
-    flags = torch.stack([flag.to(device) for flag in same.values()]).tolist()
-    changed = [layer for layer, flag in zip(same, flags, strict=True) if not flag]
-    if changed:
+    if not bool(torch.stack([flag.to(device) for flag in same.values()]).all()):
+        layer = next(layer for layer, flag in same.items() if not bool(flag))
         raise InputError(
-            f"block {changed[-1]} gave other values when it ran again for its backward, so a hook of "
+            f"block {layer} gave other values when it ran again for its backward, so a hook of "
             "yours there is random or remembers something (or this device is not deterministic: "
             "torch.use_deterministic_algorithms(True)). Use checkpoint=False."
         )
