@@ -1,8 +1,8 @@
 """Several targets of one text beside as many calls, in three ways.
 
 ``rows``: the text once per target; ``loop``: one forward, then the backwards in turn; ``batched``:
-one forward, then all backwards as one. `la.attribute` batches up to a budget of tokens times
-targets (`lens_attr.attribution.jacobian`) and loops beyond.
+one forward, then all backwards as one. `la.attribute` batches short texts, up to a budget of
+memory (`lens_attr.attribution.jacobian`), and loops over the targets of long ones.
 """
 
 from __future__ import annotations
@@ -59,5 +59,9 @@ def _explain(way: str, model: Any, ids: torch.Tensor, k: int) -> None:
     elif way == "rows":
         la.attribute(model, ids.expand(k, -1), la.Logit(tokens), METHOD)
     else:
-        with replaced(jacobian, "TOKENS_AT_ONCE", 1 if way == "loop" else 10**9):
+        memory = dict.fromkeys(("cpu", "cuda"), 1 if way == "loop" else 2**60)
+        with (
+            replaced(jacobian, "MEMORY_AT_ONCE", memory),
+            replaced(jacobian, "TOKENS_ALONE", {}),
+        ):
             la.attribute(model, ids, [la.Logit(token) for token in tokens], METHOD)

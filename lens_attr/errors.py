@@ -9,6 +9,8 @@ import difflib
 import sys
 import warnings
 from collections.abc import Iterable
+from math import inf
+from typing import Any
 
 
 class LensAttrError(Exception):
@@ -43,6 +45,25 @@ class Notice(UserWarning):
     """Something the reader of a result should know; it stands in the metadata as well."""
 
 
+LARGEST = 1e18
+"""Of the numbers that options take; still exact as an integer of 64 bits."""
+
+
+def refuse_no_number(
+    name: str, value: Any, least: float | int = -LARGEST, *, infinite: bool = False
+) -> None:
+    """Raise unless ``value`` is a number from ``least`` to `LARGEST`, or infinite if that may be.
+
+    Raises:
+        InputError: naming the option.
+    """
+    numeric = isinstance(value, (int, float)) and not isinstance(value, bool)
+    if numeric and (least <= value <= LARGEST or (infinite and abs(value) == inf)):
+        return
+    span = f"from {least:g} to {LARGEST:g}" + (", or infinite" if infinite else "")
+    raise InputError(f"{name} must be a number {span}, got {value!r}.")
+
+
 WRAPPERS = ("lens_attr", "torch", "jaxtyping", "beartype")
 """Packages whose frames stand between a user's line and the notice it causes."""
 
@@ -59,13 +80,13 @@ def _is_wrapper(module: str) -> bool:
     return module.partition(".")[0] in WRAPPERS
 
 
-def did_you_mean(name: str, known: Iterable[str]) -> str:
+def did_you_mean(name: object, known: Iterable[str]) -> str:
     """The tail of an unknown-name message: a suggestion if one is close, else the known names."""
     known = sorted(set(known))
     return close_to(name, known) or f"known: {', '.join(known)}."
 
 
-def close_to(name: str, known: Iterable[str]) -> str:
+def close_to(name: object, known: Iterable[str]) -> str:
     """A suggestion if a known name is close, else nothing."""
-    close = difflib.get_close_matches(name, sorted(set(known)), n=3, cutoff=0.5)
+    close = difflib.get_close_matches(str(name), sorted(set(known)), n=3, cutoff=0.5)
     return f"did you mean {' or '.join(repr(c) for c in close)}?" if close else ""

@@ -192,8 +192,10 @@ def find(spelling: Spelling, wanted: str, occurrence: int = 0, what: str = "text
         what: how messages call the text.
 
     Raises:
-        InputError: it does not occur (that often), or only inside of tokens.
+        InputError: it does not occur (that often), or only inside of tokens; no whole number.
     """
+    if isinstance(occurrence, bool) or not isinstance(occurrence, int):
+        raise InputError(f"occurrence must be a whole number, got {occurrence!r}.")
     every = occurrences(spelling.text, wanted)
     found = [span for span in every if covering(spelling.spans, *span)]
     if every and not found:

@@ -119,7 +119,7 @@ def data_set_run(folder: Path) -> None:
     files.folder.mkdir(parents=True)
     good = Value(0, ["the", " keys"], [0.25, -1.5], 3.125, "logit of ' are'", 1)
     sha = files.write([good, Value(1, error="row 1 has no text")], "gim")
-    files.finish(Record(0, (0, 2), files.parquet.name, sha, 1, True, [[0, 1]], []))
+    files.finish(Record(0, (0, 2), files.parquet.name, sha, 1, True, [[0, 1]], {}))
     manifest = {"job": {"model": "demo-gpt2"}, "model": MODEL, "input": {"rows": 5}, "batches": {}}
     (folder / "manifest.json").write_text(json.dumps(manifest), "utf-8")
 

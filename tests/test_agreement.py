@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from functools import cache
 from typing import Any
 
@@ -13,7 +14,7 @@ import torch
 
 import lens_attr as la
 from lens_attr import plots
-from lens_attr.circuits import PatchResult, agreement, patch, rank_heads
+from lens_attr.circuits import PatchResult, agreement, node_scores, patch, rank_heads
 from lens_attr.circuits.agreement import pearson, ranks, top
 
 CLEAN = ["w5 w9 w12 w7 w30", "w8 w7 w6 w5 w11", "w50 w9 w20 w41 w33"]
@@ -120,11 +121,102 @@ def test_what_agreement_refuses(name: str) -> None:
         agreement(plain, ablated(name, "mlp_out"))
     with pytest.raises(la.InputError, match="patched heads only"):
         agreement(rank_heads(plain), ablated(name, "mlp_out", positions=False))
-    other = la.attribute(model, "w5 w6 w7", record=["mlp_out"])
-    with pytest.raises(la.InputError, match="explain the same prompts"):
-        agreement(other, ablated(name, "mlp_out"))
+    with small.untyped():
+        with pytest.raises(la.InputError, match=r"k must be a whole number of at least 1, got 2.5"):
+            agreement(plain, exact, k=2.5)  # type: ignore[arg-type]
+        with pytest.raises(la.InputError, match="PatchResult cannot be compared with patching"):
+            agreement(exact, exact)  # type: ignore[arg-type]
+        with pytest.raises(la.InputError, match=r"patched must be .*PatchResult, got Relevance"):
+            agreement(plain, plain)  # type: ignore[arg-type]
     with small.untyped(), pytest.raises(la.InputError, match="unknown compare"):
         agreement(plain, exact, compare="sign")  # type: ignore[arg-type]
+
+
+CORRUPTED = ["w5 w9 w20 w7 w30", "w8 w7 w9 w5 w11", "w50 w9 w21 w41 w33"]
+
+
+@gpt2_models
+@pytest.mark.parametrize("mode", ["noise", "denoise"])
+def test_an_attribution_of_something_else_is_refused(name: str, mode: Any) -> None:
+    """Relevance and attribution patching speak of the clean prompts, whatever run is patched."""
+    model = small.model(name)
+    exact = patch(model, CLEAN, CORRUPTED, TARGET, mode=mode)
+    assert [list(row[1:]) for row in exact.clean_tokens] == [text.split() for text in CLEAN]
+    opposite = la.LogitDiff(TARGET.foil, TARGET.token)
+    moved = la.LogitDiff(TARGET.token, TARGET.foil, position=2)
+    changed = [*CLEAN[:2], "w50 w9 w20 w41 w34"]
+    wrong = {
+        r"the target \"logit of 'w8' - .*measured was \"logit of 'w6'": (CLEAN, opposite),
+        r"the prompt '.*w41w34', measured was '.*w41w33' \(example 2\)": (changed, TARGET),
+        "has 1 examples, 3 were measured": (CLEAN[:1], la.LogitDiff(" w6", " w8")),
+        "position 2, measured was 5": (CLEAN, moved),
+    }
+    for message, (texts, target) in wrong.items():
+        with pytest.raises(la.InputError, match=message):
+            agreement(la.attribute(model, texts, target, "gim"), exact)
+        corrupted = texts[::-1] if len(texts) > 1 else CORRUPTED[:1]
+        with pytest.raises(la.InputError, match=message):
+            agreement(node_scores(model, texts, corrupted, target, "gim"), exact)
+    assert agreement(la.attribute(model, CLEAN, TARGET, "gim"), exact).to_pandas().n_cells[0] == 8
+
+
+@causal_models
+def test_the_top_logit_is_the_same_token_in_every_run(name: str) -> None:
+    """Settled on the clean prompt, and found again in the attribution."""
+    model = small.model(name)
+    explained = la.attribute(model, CLEAN, la.TopLogit(), "gim")
+    found = patch(model, CLEAN, CORRUPTED, la.TopLogit())
+    assert found.target == explained.target
+    top = [" " + label.split("'")[1].strip() for label in explained.target]
+    named = patch(model, CLEAN, CORRUPTED, la.Logit(top))
+    np.testing.assert_allclose(found.effects, named.effects)
+    assert agreement(explained, found).k == 8
+
+
+def test_results_of_earlier_versions_are_read(tmp_path: Any) -> None:
+    """They do not say which prompts were explained, so nothing can be refused."""
+    name = small.GPT2[0]
+    model = small.model(name)
+    path = patch(model, CLEAN, CORRUPTED, TARGET).save(tmp_path)
+    again = PatchResult.load(path)
+    assert again.clean_tokens and again.position == [5, 5, 5]
+    content = json.loads((path / "patching.json").read_text())
+    del content["clean_tokens"], content["position"]
+    (path / "patching.json").write_text(json.dumps(content))
+    old = PatchResult.load(path)
+    assert old.clean_tokens == ()
+    assert agreement(la.attribute(model, CORRUPTED, TARGET), old).k == 8
+
+
+NODES = [("head", False), ("head", True), ("resid", True), ("mlp_out", False), ("k", True)]
+
+
+@causal_models
+@pytest.mark.parametrize(("unit", "positions"), NODES)
+def test_attribution_patching_is_compared_as_what_it_predicts(
+    name: str, unit: Any, positions: bool
+) -> None:
+    model = small.model(name)
+    args = (model, CLEAN, CORRUPTED, TARGET)
+    nodes = node_scores(*args, unit=unit, per_position=True)
+    noised = patch(*args, unit, "noise", positions=positions)
+    found = agreement(nodes, noised)
+    table = found.to_pandas().iloc[0]
+    predicted = nodes.scores if positions else nodes.scores.sum(axis=-1)
+    if positions and noised.axes[-1] == "head":
+        predicted = predicted.transpose(0, 2, 1)
+    wanted = scipy.stats.pearsonr(predicted.ravel(), noised.effects.numpy().ravel()).statistic
+    assert table["pearson"] == pytest.approx(wanted) and table["method"] == "eap"
+    np.testing.assert_allclose(found.scores["eap"], -predicted.ravel())
+
+
+def test_attribution_patching_of_other_units_is_refused() -> None:
+    args = (small.model(small.GPT2[0]), CLEAN, CORRUPTED, TARGET)
+    nodes = node_scores(*args, unit="q")
+    with pytest.raises(la.InputError, match=r"scored 'q' by layer, head, patched were 'head'"):
+        agreement(nodes, patch(*args))
+    with pytest.raises(la.InputError, match=r"pass the same unit .*per_position=True"):
+        agreement(nodes, patch(*args, "q", positions=True))
 
 
 # ---------------------------------------------------------------------------------- figures

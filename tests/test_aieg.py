@@ -17,7 +17,7 @@ from torch import Tensor
 
 import lens_attr as la
 from lens_attr.attribution.aieg import emphasis_factors, emphasis_path, positive_norm
-from lens_attr.attribution.paths import average_gradient, nodes, value_and_gradient
+from lens_attr.attribution.paths import average_gradient, nodes, value_and_gradients
 from lens_attr.graph import resolve
 
 pytestmark = pytest.mark.filterwarnings("ignore::lens_attr.errors.Notice")
@@ -99,7 +99,7 @@ def test_the_saturated_relu_network_that_gradient_x_input_cannot_explain() -> No
     """y = 2 at the input and 1 at the baseline, yet x * gradient = 0 everywhere."""
     x = double([[1.0, 0.5]])
     every = torch.zeros(1, dtype=torch.long)
-    value, gradient = value_and_gradient(lambda p, _: recurrent(p), x, every)
+    value, (gradient,) = value_and_gradients(lambda p, _: recurrent(p), x, every)
     assert float(value) == 2 and float(recurrent(torch.zeros_like(x))) == 1
     assert float((x * gradient).abs().max()) == 0
     ig, emphasised, path = walk(recurrent, [1.0, 0.5], steps=3000)

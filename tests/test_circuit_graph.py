@@ -21,6 +21,7 @@ from lens_attr.circuits import (
     Circuit,
     CircuitEvaluation,
     EdgeScores,
+    FaithfulnessComparison,
     FaithfulnessCurve,
     Wiring,
     auroc,
@@ -239,7 +240,46 @@ def test_cpr_and_cmd_by_hand() -> None:
     assert found.cmd == pytest.approx(0.4 * 0.5 + 0.5 * 0.25)
     fixed = FaithfulnessCurve([20.0, 50.0, 100.0], points, "by hand", axis="percentage")
     assert fixed.cpr == pytest.approx(0.3 * 1.0 + 0.5 * 1.25)
+    for curve, axis in ((found, "fraction"), (fixed, "percentage")):
+        assert curve.headline.endswith(f"over the {axis} of edges")
+        assert set(curve.to_pandas().axis) == {axis}
+    both = FaithfulnessComparison([found, fixed])
+    assert both.summary().set_index("cpr").axis.to_dict() == {
+        found.cpr: "fraction",
+        fixed.cpr: "percentage",
+    }
+    with pytest.raises(la.InputError, match="different axes"):
+        both.plot()
     assert np.isnan(CircuitEvaluation(np.ones(1), np.ones(1), np.ones(1), 1, 2).faithfulness)
+
+
+@pytest.mark.parametrize("sizes", [[10], [0, 0]])
+def test_one_size_has_no_integral(sizes: list[int]) -> None:
+    """Not zero, which would be the best CMD there is."""
+    points = [evaluation(0.5, n) for n in sizes]
+    found = FaithfulnessCurve([10.0, 20.0][: len(sizes)], points, "by hand")
+    assert np.isnan(found.cpr) and np.isnan(found.cmd)
+    assert "circuits of one size, so neither CPR nor CMD" in found.headline
+
+
+def test_the_figure_draws_every_circuit_where_its_integral_has_it() -> None:
+    """Random orders too; circuits without edges on a mark of their own."""
+    points = [evaluation(0.5, 10), evaluation(1.0, 100)]
+    lost = [evaluation(0.0, 0), evaluation(1.0, 100)]
+    for axis, places in (("fraction", [0.0, 1.0]), ("percentage", [0.2, 1.0])):
+        curves = [
+            FaithfulnessCurve([20.0, 100.0], each, name, axis=axis)  # type: ignore[arg-type]
+            for each, name in ((points, "eap"), (lost, "random seed 0"))
+        ]
+        figure = FaithfulnessComparison(curves[:1], curves[1:]).plot()
+        random, method = figure.data
+        assert list(method.x) == list(curves[0].x)
+        drawn = [x if x else figure.layout.xaxis.tickvals[0] for x in places]
+        assert list(random.x) == drawn and min(drawn) > 0
+        assert f"(axis: {axis})" in figure.layout.xaxis.title.text
+        if axis == "fraction":
+            assert figure.layout.xaxis.ticktext[0] == "no edge" and drawn[0] < 0.01
+            assert random.customdata[0] == "0 of 100 edges"
 
 
 def test_a_curve_ends_at_the_whole_model() -> None:

@@ -76,6 +76,26 @@ def test_the_code_of_a_page_runs_from_top_to_bottom(
         exec(compile(code, name_of(page), "exec", dont_inherit=True), {})
 
 
+@pytest.mark.shared
+def test_the_table_of_the_local_directory_is_what_its_code_prints(
+    shared: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(shared)
+    page, printed = DOCS / "how-to" / "load.md", io.StringIO()
+    with contextlib.redirect_stdout(printed), warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        exec("\n".join(blocks(page, "py")), {})
+    numbers = [float(n) for n in re.findall(r"-?\d+\.\d+", printed.getvalue())]
+    table = [
+        line for line in page.read_text("utf-8").splitlines() if re.search(r"\d\.\d\d \|", line)
+    ]
+    for row, line in enumerate(table):
+        shown = re.findall(r"[+-]\d\.\d\d", line)
+        target, relevances = numbers[6 * row], numbers[6 * row + 1 : 6 * row + 6 : 2]
+        assert shown == [f"{number:+.2f}" for number in (target, *relevances)]
+    assert len(table) == 3
+
+
 def test_code_that_is_not_run_is_syntax() -> None:
     for page in PAGES:
         for block in blocks(page, "py"):

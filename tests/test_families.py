@@ -19,13 +19,14 @@ from lens_attr.rules import PRESETS, RuleSet
 
 EVERY = tiny.on_backends(tiny.FAMILIES)
 METHODS = ["gradient_x_input", "lrp", "attnlrp", "gim", "relp"]
-OTHERS = ["gradient_x_input", "lrp", "gim"]
 OTHER_PRESETS = ["gradient", "lrp", "relp"]
 AUDITED = [(case, preset) for case in EVERY for preset in ("attnlrp", "gim")]
 AUDITED += [(c, p) for c in tiny.on_backends(["gpt2", "llama", "bert"]) for p in OTHER_PRESETS]
-PADDED = [(case, "attnlrp") for case in EVERY]
-PADDED += [(case, method) for case in tiny.on_backends(["gpt2", "llama"]) for method in OTHERS]
 ROUNDING = 2e-5
+PADDING_ROUNDS = 2e-6
+"""How far a padded row may be from the same text alone, in float32."""
+PADDING_ROUNDS_MORE = {("mistral", "gradient_x_input"): 2e-5}
+"""Exceptions, measured: up to 1.4e-5. Large parts cancel there; in float64 it is 1e-14."""
 
 needs_both = pytest.mark.skipif(
     "hooked" not in tiny.BACKENDS, reason="transformer-lens 4 has the Bridge only"
@@ -93,25 +94,47 @@ def test_both_backends_agree(family: str, method: str) -> None:
     assert error(hooked.records["residual"], bridge.records["residual"]) <= tolerance
 
 
-@pytest.mark.parametrize(("case", "method"), PADDED, ids=tiny.case_id)
-def test_a_padded_batch_equals_its_examples_alone(case: tuple[str, str], method: str) -> None:
-    model, ids = tiny.model(*case), tiny.token_ids(case[0], rows=3)
+def padded(family: str) -> tuple[Tensor, Tensor]:
+    """Three rows with 0, 3 and 1 pads: on the left; on the right where BERT counts positions."""
+    ids = tiny.token_ids(family, rows=3)
     mask = torch.ones_like(ids)
-    for row, padding in enumerate((0, 3, 1)):  # on the left; BERT counts positions from there
-        hidden = slice(7 - padding, 7) if case[0] == "bert" else slice(0, padding)
+    for row, padding in enumerate((0, 3, 1)):
+        hidden = slice(7 - padding, 7) if family == "bert" else slice(0, padding)
         mask[row, hidden], ids[row, hidden] = 0, tiny.PAD
-    explained = explain(model, method, ids, attention_mask=mask, embeddings="token")
-    chunks = explain(
-        model, method, ids, attention_mask=mask, embeddings="token", batch_size=2, progress=False
-    )
-    assert error(chunks.tokens, explained.tokens) <= ROUNDING
-    assert error(chunks.head_tokens, explained.head_tokens) <= ROUNDING
-    assert explained.tokens[mask == 0].abs().max() == 0
-    for row, batched in enumerate(explained):
+    return ids, mask
+
+
+def difference_of_padding(case: tuple[str, str], method: str, dtype: str) -> float:
+    """Between a padded batch, the same in chunks, and each of its texts alone."""
+    model, (ids, mask) = tiny.model(*case, dtype), padded(case[0])
+    whole = explain(model, method, ids, attention_mask=mask, embeddings="token")
+    options = {"attention_mask": mask, "embeddings": "token", "batch_size": 2, "progress": False}
+    chunks = explain(model, method, ids, **options)
+    assert whole.tokens[mask == 0].abs().max() == 0
+    pairs = [(chunks, whole)]
+    for row, batched in enumerate(whole):
         alone = explain(model, method, ids[row, mask[row] == 1][None], embeddings="token")
-        assert error(batched.tokens, alone.tokens) <= ROUNDING
-        assert error(batched.head_tokens, alone.head_tokens) <= ROUNDING
-        assert error(batched.heads("relu_dim"), alone.heads("relu_dim")) <= ROUNDING
+        pairs.append((batched, alone))
+    return max(
+        error(read(got), read(want))
+        for got, want in pairs
+        for read in (lambda r: r.tokens, lambda r: r.head_tokens, lambda r: r.heads("relu_dim"))
+    )
+
+
+@pytest.mark.parametrize("method", METHODS)
+@pytest.mark.parametrize("case", EVERY, ids=tiny.case_id)
+def test_a_padded_batch_equals_its_examples_alone(case: tuple[str, str], method: str) -> None:
+    if not supported(case, method):
+        pytest.skip("refused, see below")
+    tolerance = PADDING_ROUNDS_MORE.get((case[0], method), PADDING_ROUNDS)
+    assert difference_of_padding(case, method, "float32") <= tolerance
+
+
+@pytest.mark.parametrize("case", EVERY, ids=tiny.case_id)
+def test_what_padding_changes_is_rounding(case: tuple[str, str]) -> None:
+    """Of the method that rounds most."""
+    assert difference_of_padding(case, "gradient_x_input", EXACT) <= 1e-12
 
 
 @pytest.mark.parametrize("case", EVERY, ids=tiny.case_id)

@@ -173,9 +173,9 @@ def tensors(draw: st.DrawFn, low: int, high: int) -> Tensor:
     dtype = torch.int64 if usable and draw(st.booleans()) else draw(st.sampled_from(DTYPES))
     size = int(torch.tensor(shape).prod()) if shape else 1
     values = draw(st.lists(st.integers(low, high), min_size=size, max_size=size))
-    found = torch.tensor(values).reshape(shape).to(dtype)
-    sparse = not usable and draw(st.booleans())
-    return found.to_sparse() if sparse and shape else found
+    found = torch.tensor(values).reshape(shape)
+    sparse = not usable and shape and draw(st.booleans())
+    return (found.to_sparse() if sparse else found).to(dtype)
 
 
 POSITIONS = st.one_of(

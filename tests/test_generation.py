@@ -93,6 +93,8 @@ def test_every_row_is_the_explanation_of_its_prefix(name: str, configuration: st
             assert torch.equal(row.position, want.position)
             assert (row.target, row.str_tokens) == (want.target, want.str_tokens)
             assert (row.head_tokens is None) == (want.head_tokens is None)
+            for part in want.per_token:
+                assert equal(row.extra[part], want.extra[part])
             if want.head_tokens is not None and row.head_tokens is not None:
                 assert equal(row.head_tokens, want.head_tokens)
 
@@ -270,6 +272,43 @@ def test_what_the_whole_text_used(story: Generation) -> None:
         story.accumulated("text")  # type: ignore[arg-type]
     with pytest.raises(la.InputError, match="single generated token"):
         demo(generated=" were").accumulated("generated")
+
+
+def test_special_tokens_set_apart_are_added_up_too(story: Generation) -> None:
+    apart, ignored = (story.with_special_tokens(p) for p in ("separate", "ignore"))
+    bos = story.relevance.tokens[:, 0]
+    assert torch.equal(apart.relevance.extra["special_tokens"][:, 0], bos) and bos.abs().min() > 0
+    for over in ("prompt", "generated", "all"):
+        want, found = story.accumulated(over), apart.accumulated(over)
+        total = found.tokens + found.extra["special_tokens"]
+        assert torch.allclose(total, want.tokens, atol=1e-5)
+        assert torch.allclose(found.special_mass, want.special_mass, atol=1e-5)
+        assert torch.equal(found.tokens, ignored.accumulated(over).tokens)
+    word = apart.of("newspapers")
+    both = word.tokens.sum() + word.extra["special_tokens"].sum()
+    assert torch.allclose(both, story.of("newspapers").tokens.sum(), atol=1e-5)
+    left_out = ignored.accumulated("all").special_mass
+    assert torch.allclose(left_out, story.relevance.special_mass.mean())
+    assert torch.equal(apart[2].extra["special_tokens"][0, :1], bos[2:3])
+    assert apart[2].extra["special_tokens"].shape == apart[2].tokens.shape
+
+
+def test_attention_sinks_count_as_special_for_every_generated_token(story: Generation) -> None:
+    sinks = torch.zeros(1, len(story.str_tokens), dtype=torch.bool)
+    sinks[0, 1] = True
+    apart = story.with_special_tokens("separate", also=sinks)
+    want = story.relevance.tokens[:, :2]
+    assert torch.equal(apart.relevance.extra["special_tokens"][:, :2], want)
+    named = story.with_special_tokens("ignore", also=" c")
+    assert not named.relevance.tokens[:, story.str_tokens.index(" c")].any()
+
+
+def test_a_generation_says_what_special_tokens_hold(story: Generation) -> None:
+    mass = story.relevance.special_mass
+    note = f"hold {mass.mean():.0%} of the absolute relevance, mean of {len(story)} tokens"
+    assert mass.max() > 0 and note in story._repr_html_()
+    assert f"(at most {mass.max():.0%})" in story._repr_html_()
+    assert "(left out)" in story.with_special_tokens("ignore")._repr_html_()
 
 
 def test_every_generated_token_can_count_the_same(story: Generation) -> None:

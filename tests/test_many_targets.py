@@ -9,13 +9,14 @@ import pytest
 import small
 import tiny
 import torch
+from memory import Memory
 from tiny import EXACT
 from torch import Tensor
 
 import lens_attr as la
 from lens_attr.attribution import jacobian
 from lens_attr.attribution.embeddings import InputEmbeddings
-from lens_attr.attribution.jacobian import each_gradient
+from lens_attr.attribution.jacobian import bytes_of_backward, each_gradient
 from lens_attr.attribution.registry import METHODS
 from lens_attr.graph import resolve
 from lens_attr.graph.tokens import tokenize
@@ -107,19 +108,41 @@ def test_forwards_do_not_grow_with_the_targets(name: str, method: str) -> None:
         assert predicted == forwards_of(model, method, targets, ids)
 
 
-ONE_FORWARD = ["gradient_x_input", "lrp", "attnlrp", "gim", "relp", "gradient_l1", "deeplift"]
+@pytest.mark.parametrize("method", METHODS)
+@pytest.mark.parametrize("name", [small.EVERY[0], small.EVERY[-1]])
+def test_forwards_do_not_grow_with_the_positions(name: str, method: str) -> None:
+    """7 of them, as in a generated text; a method that costs one forward costs one."""
+    model, ids = small.model(name), tiny.token_ids(name.split("-")[0], rows=2)
+    everywhere = [la.Logit(9, position=i) for i in range(ids.shape[1])]
+    try:
+        alone = forwards_of(model, method, everywhere[0], ids)
+    except la.UnsupportedModelError:
+        return
+    assert forwards_of(model, method, everywhere, ids) == alone
+    passes = METHODS[method].cost.replace(";", ",").split(",")[0]
+    assert (alone == 1) == (passes == "1 forward")
 
 
-@pytest.mark.parametrize("method", ONE_FORWARD)
-def test_one_forward_also_where_positions_differ(method: str) -> None:
-    ids = tiny.token_ids("gpt2", rows=2)
-    assert forwards_of(small.model(small.GPT2[0]), method, SPREAD, ids) == 1
+@pytest.mark.parametrize("name", small.MASKED)
+def test_a_masked_model_removes_other_tokens_for_every_position(name: str) -> None:
+    """What predicts stays, so that texts cannot be shared; the sum over positions is as alone."""
+    model, ids = small.model(name, EXACT), tiny.token_ids("bert")
+    spread = [la.Logit(9, position=2), la.Logit(9, position=4)]
+    many = explained(model, "occlusion", spread, ids, baseline="remove")
+    for k, target in enumerate(spread):
+        alone = explained(model, "occlusion", target, ids, baseline="remove")
+        assert_same(many, alone, k, 2, 1e-12)
+        assert many.tokens[k, 2 + 2 * k] == 0
 
 
 # ------------------------------------------------------------- backwards one by one, and together
 
 
-@pytest.mark.parametrize("method", ["gradient_x_input", "lrp", "attnlrp", "gim", "gradient_l1"])
+RULES_AND_NORMS = ["gradient_x_input", "lrp", "attnlrp", "gim", "gradient_l1"]
+PATHS = ["integrated_gradients", "ig_clipped", "gradient_shap", "aieg"]
+
+
+@pytest.mark.parametrize("method", [*RULES_AND_NORMS, *PATHS])
 @pytest.mark.parametrize("name", small.CAUSAL)
 @pytest.mark.filterwarnings("error:There is a performance drop")
 def test_together_equals_one_by_one(
@@ -129,9 +152,14 @@ def test_together_equals_one_by_one(
     model, ids = small.model(name, EXACT), tiny.token_ids("gpt2", rows=2)
     options = {"temperature": 8.0} if method == "gim" else {}
     found = []
-    for tokens in (1, 2 * ids.numel(), 4096):
-        monkeypatch.setattr(jacobian, "TOKENS_AT_ONCE", tokens)
+    rows = 4 * len(ids) if method in PATHS else len(ids)
+    of_one = bytes_of_backward(resolve(model), rows, ids.shape[1])
+    for budget, sizes in ((1, [1, 1, 1]), (2 * of_one, [2, 1]), (2**40, [3])):
+        done: list[int] = []
+        monkeypatch.setattr(jacobian, "MEMORY_AT_ONCE", {"cpu": budget})
+        monkeypatch.setattr(jacobian, "backwards_done", done.append)
         found.append(explained(model, method, SPREAD, ids, **options))
+        assert done == sizes
     for together in found[1:]:
         assert_same(together, found[0], 0, 1, 1e-12)
         assert together.metadata["target_ids"] == found[0].metadata["target_ids"]
@@ -291,3 +319,57 @@ def test_a_method_refuses_any_target_it_cannot_explain() -> None:
             [la.LogProb(12), la.LogProb(13)],
             "alti_logit",
         )
+
+
+# ----------------------------------------------------------------------------------------- memory
+
+
+def peak_of(model: Any, method: str, n_targets: int, ids: Tensor, **options: Any) -> int:
+    """Bytes that live at a time while so many targets are explained."""
+    targets = [la.Logit(k % tiny.VOCAB) for k in range(n_targets)]
+    with Memory() as memory:
+        la.attribute(model, ids, targets, method, progress=False, **options)
+    return memory.peak
+
+
+@pytest.mark.parametrize("method", [*RULES_AND_NORMS, *PATHS])
+@pytest.mark.filterwarnings("ignore::lens_attr.errors.Notice")
+def test_the_estimate_of_a_backward_is_about_what_it_holds(
+    method: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    model, ids = small.model(small.CAUSAL[-1]), torch.arange(60).repeat(2, 1)
+    monkeypatch.setattr(jacobian, "MEMORY_AT_ONCE", {"cpu": 2**60})
+    monkeypatch.setattr(jacobian, "TOKENS_ALONE", {})
+    options = ONE_STEP.get(method, {})
+    few, many = (peak_of(model, method, n, ids, **options) for n in (8, 24))
+    rows = 2 * next(iter(options.values()), 1)
+    estimate = bytes_of_backward(resolve(model), rows, ids.shape[1])
+    assert 0.4 < (many - few) / 16 / estimate < 1.3
+
+
+ONE_STEP = {method: {"steps": 1} for method in PATHS} | {"gradient_shap": {"n_samples": 2}}
+
+
+@pytest.mark.parametrize("method", PATHS)
+@pytest.mark.filterwarnings("ignore::lens_attr.errors.Notice")
+def test_memory_grows_with_the_targets_by_the_results_alone(
+    method: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Under one budget, 200 targets hold as many gradients at a time as 10 do.
+
+    What the results hold of a target: numbers per token, and AIEG the two mean gradients, of
+    which it gives the norms. All gradients at once would be ``rows`` times an embedding.
+    """
+    model, ids = small.model(small.GPT2[0]), torch.arange(56)[None]
+    rows = 16
+    options = {"n_samples" if method == "gradient_shap" else "steps": rows}
+    budget = 4 * bytes_of_backward(resolve(model), rows, ids.shape[1])
+    monkeypatch.setattr(jacobian, "MEMORY_AT_ONCE", {"cpu": budget})
+    monkeypatch.setattr(jacobian, "TOKENS_ALONE", {})
+    few, many = (peak_of(model, method, n, ids, **options) for n in (10, 200))
+    embedding = ids.numel() * model.cfg.d_model * 4
+    kept = {"aieg": 2 * embedding, "gradient_shap": rows * ids.numel() * 4}.get(method, 0)
+    result = 12 * ids.numel() * 4 + 16 * rows * 8
+    assert many - few < 190 * (kept + result) < 190 * 0.7 * rows * embedding
+    monkeypatch.setattr(jacobian, "MEMORY_AT_ONCE", {"cpu": 2**60})
+    assert peak_of(model, method, 200, ids, **options) > many + 190 * rows * embedding

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from contextlib import ExitStack
+from pathlib import Path
 from typing import Any
 
 import handmade
@@ -188,11 +189,38 @@ def test_results() -> None:
     top = table.iloc[0]
     assert found.scores[top.layer, top["head"]] == top.score
     assert found.ranking.order[-1] == (top.layer, top["head"])
-    assert found.plot().data
     with pytest.raises(la.InputError, match="ranking of heads"):
         _ = scores(("gpt2", tiny.BACKENDS[0]), unit="neuron").ranking
-    with pytest.raises(la.InputError, match="only heads have a map"):
-        scores(("gpt2", tiny.BACKENDS[0]), unit="resid").plot()
+
+
+def test_every_node_but_neurons_has_a_map() -> None:
+    case = ("gpt2", tiny.BACKENDS[0])
+    heads, layers = scores(case), scores(case, unit="mlp_out")
+    np.testing.assert_array_equal(np.array(heads.plot().data[0].z), heads.scores)
+    assert heads.plot().data[0].customdata[1][2] == "layer 1<br>head 2"
+    np.testing.assert_array_equal(np.array(layers.plot().data[0].z)[:, 0], layers.scores)
+    one = scores(case, (CLEAN[:1], CORRUPTED[:1]), unit="resid", per_position=True)
+    assert np.array(one.plot().data[0].z).shape == (2, CLEAN.shape[1])
+    assert list(one.plot().layout.xaxis.ticktext) == list(one.str_tokens[0])
+    split = scores(case, per_position=True)
+    drawn = split.plot(layer=1)
+    np.testing.assert_array_equal(np.array(drawn.data[0].z), split.scores[1])
+    assert (drawn.layout.yaxis.title.text, drawn.layout.xaxis.title.text) == ("head", "position")
+    with pytest.raises(la.InputError, match="choose a layer from 0 to 1"):
+        split.plot()
+    with pytest.raises(la.InputError, match="map of all neurons would be too large"):
+        scores(case, unit="neuron").plot()
+
+
+def test_results_survive_saving(tmp_path: Path) -> None:
+    found = scores(("gpt2", tiny.BACKENDS[0]), unit="q", per_position=True)
+    again = NodeScores.load(found.save(tmp_path))
+    np.testing.assert_array_equal(again.scores, found.scores)
+    assert again.to_pandas().equals(found.to_pandas())
+    assert (again.axes, again.target, again.n) == (found.axes, found.target, found.n)
+    (tmp_path / "nodes.json").write_text('{"format": 1}')
+    with pytest.raises(la.SavedResultError, match="no saved nodes"):
+        NodeScores.load(tmp_path)
 
 
 def test_what_is_refused() -> None:

@@ -48,6 +48,7 @@ def result(n: int = 2, method: str = "aieg") -> Relevance:
         position=torch.full((n,), WIDTH - 1),
         method=method,
         extra=(per_token | norms | path) if method == "aieg" else {},
+        per_token=list(per_token | norms) if method == "aieg" else [],
     )
 
 
@@ -109,7 +110,7 @@ def test_gradients_against_distance_share_one_scale() -> None:
     assert (plain.xaxis, emphasised.xaxis) == ("x", "x2")
     assert figure.layout.yaxis2.matches == "y"
     titles = [annotation.text for annotation in figure.layout.annotations]
-    assert titles == ["integrated gradients", "with emphasis"]
+    assert titles == ["integrated gradients", "with emphasis", "distance (tokens)"]
     logarithmic = plots.gradient_distance(relevance, log=True)
     assert logarithmic.layout.yaxis.type == logarithmic.layout.yaxis2.type == "log"
 
@@ -138,12 +139,13 @@ def test_what_cannot_be_drawn_is_refused(
         draw(PATH_FIGURES[kind])
 
 
-def test_one_example_cut_from_a_padded_batch_is_refused_where_tokens_are_drawn() -> None:
-    one = result()[1]
-    assert len(plots.path_output(one).data) == 1
+def test_one_example_cut_from_a_padded_batch_looks_as_it_does_in_the_batch() -> None:
+    whole = result()
+    assert len(plots.path_output(whole[1]).data) == 1
     for draw in (plots.path_parts, plots.gradient_distance):
-        with pytest.raises(InputError, match="example=i instead of result"):
-            draw(one)
+        ours, theirs = draw(whole[1]), draw(whole, example=1)
+        for one, other in zip(ours.data, theirs.data, strict=True):
+            assert np.array_equal(one.y, other.y) and np.array_equal(one.x, other.x)
 
 
 def test_side_by_side_texts_with_green_for_positive_relevance() -> None:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import tracemalloc
+import weakref
 from functools import cache
 from typing import Any
 
@@ -54,6 +56,43 @@ def sets_of(order: list[tuple[int, int]], shape: tuple[int, int]) -> Tensor:
     for step, (layer, unit) in enumerate(order):
         sets[step + 1 :, layer, unit] = True
     return sets
+
+
+def test_a_plan_is_small_however_many_neurons_there_are() -> None:
+    """It keeps no copy of what is removed."""
+    sets = torch.rand(200, 4, 5_000, generator=torch.Generator().manual_seed(0)) < 0.5
+    tracemalloc.start()
+    starts = plan(sets)
+    most = tracemalloc.get_traced_memory()[1]
+    tracemalloc.stop()
+    assert sum(map(len, starts)) == len(sets)
+    assert most < sets.numel() / 4
+
+
+@gpt2_models
+def test_batches_are_explained_one_after_the_other(
+    name: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """No result is alive when the one after the next is made."""
+    alive: list[int] = []
+    made: list[Any] = []
+
+    def explain(*args: Any, **options: Any) -> la.Relevance:
+        alive.append(sum(one() is not None for one in made))
+        found = la.attribute(*args, **options)
+        made.append(weakref.ref(found))
+        return found
+
+    monkeypatch.setattr("lens_attr.circuits.heads.attribute", explain)
+    unit_scores(small.model(name), SAMPLES, "neuron", "lrp", batch_size=1)
+    assert len(alive) == len(SAMPLES) > 2 and max(alive) <= 1
+
+
+@gpt2_models
+def test_curves_of_neurons_have_fifty_parts_unless_told_otherwise(name: str) -> None:
+    neurons = ranking_of(name, "neuron")
+    assert neurons.scores.size > 51
+    assert len(prune(small.model(name), SAMPLES[:1], neurons).accuracy) == 51
 
 
 def test_a_plan_by_hand() -> None:
@@ -220,6 +259,10 @@ def test_mlp_and_neuron_scores_are_pooled_like_heads(name: str, pool: Any) -> No
     assert (mlps.unit, neurons.unit) == ("mlp", "neuron")
     again = unit_scores(model, SAMPLES, "neuron", "lrp", pool)
     np.testing.assert_allclose(again.scores, neurons.scores)
+    for data in (SAMPLES, la.sample_inputs(model, SAMPLES)):
+        halves = unit_scores(model, data, "neuron", "lrp", pool, batch_size=2)
+        np.testing.assert_allclose(halves.scores, neurons.scores, rtol=1e-4, atol=1e-6)
+        assert (halves.n, halves.method) == (len(SAMPLES), "lrp")
 
 
 @gpt2_models

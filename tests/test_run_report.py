@@ -110,6 +110,7 @@ def test_the_page_tells_everything_that_the_files_hold(folder: Path) -> None:
         "Head scores, gim, relu_token, mean of 50 samples",
         "measured on 40 samples; the ranking was made on 50 others",
         "one head is replaced by zero in the clean run, mean over 2 prompts",
+        "So blue cells support the target, which falls without them.",
         "Attribution against exact patching",
         f"3 of {run_dir.WIRING.n_edges} edges",
         "0.750",

@@ -8,6 +8,7 @@ import gc
 import json
 import os
 import resource
+import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -25,8 +26,9 @@ from hypothesis import strategies as st
 
 import lens_attr as la
 from lens_attr.graph import resolve
-from lens_attr.runs import Job, launch, preview, ranks, sources, worker
+from lens_attr.runs import Job, launch, preview, ranks, shards, sources, worker
 from lens_attr.runs.memory import Need, budget, is_out_of_memory, measure, peak_of
+from lens_attr.runs.notices import Notices
 from lens_attr.runs.plan import MOST_ROWS, batches_of, read_plan
 from lens_attr.runs.sources import Row, read_rows
 
@@ -579,6 +581,7 @@ def test_nan_in_one_sample_leaves_the_others_alone(tmp_path: Path) -> None:
     found = dataset.table(tmp_path / "out")
     assert found[found["error"].notna()]["row"].tolist() == [5, 9]
     assert "NaN" in found["error"][5] and report.exit_code == 3
+    assert [5] in batches_of_run(tmp_path / "out"), "as it was explained, not as it was planned"
     assert all(torch.tensor(row).isfinite().all() for row in found["tokens"].dropna())
 
 
@@ -607,6 +610,12 @@ def test_a_method_that_is_not_defined_is_refused_at_once(tmp_path: Path) -> None
 
 
 # ---------------------------------------------------------------------------------- out of memory
+
+
+def batches_of_run(out: Path) -> list[list[int]]:
+    """As the records tell them."""
+    records = sorted(path for path in out.glob("shards/*.json") if path.stem.isdecimal())
+    return [batch for record in records for batch in json.loads(record.read_text())["batches"]]
 
 
 @contextmanager
@@ -666,6 +675,34 @@ def test_a_split_is_kept(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Non
     assert dataset.contents(job["out"]) == before
 
 
+def test_a_split_within_a_batch_that_raised_is_kept_too(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """First the NaN of one row halves its batch, then a half does not fit into memory."""
+    rows = [row for row in dataset.samples() if " dog" not in row["text"]][:16]
+    rows[5] = {"text": "the dog near the"}
+    job = dataset.job(tmp_path, rows, tokens_per_batch=4000)
+    model = poisoned(" dog")
+    explain, tried = worker.Worker.explain, []
+
+    def explained(self: Any, given: list[Row]) -> la.Relevance:
+        tried.append([row.index for row in given])
+        if len(given) in (2, 3) and len(tried) < 12:
+            raise torch.OutOfMemoryError("CUDA out of memory")
+        return explain(self, given)
+
+    monkeypatch.setattr(worker.Worker, "explain", explained)
+    assert dataset.run(job, model).errors == 1
+    out = Path(job["out"])
+    taken, before = batches_of_run(out), dataset.contents(out)
+    assert sorted(row for batch in taken for row in batch) == list(range(16)) and [5] in taken
+    assert list(out.glob("shards/*.split.json"))
+    (out / "shards" / "000000.json").unlink()
+    dataset.run(job, model)
+    assert batches_of_run(out) == taken
+    assert dataset.contents(out) == before
+
+
 def test_a_row_that_does_not_fit_alone_is_an_error(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -673,6 +710,22 @@ def test_a_row_that_does_not_fit_alone_is_an_error(
         report = dataset.run(dataset.job(tmp_path))
     assert report.errors == 40
     assert "out of memory, even alone" in dataset.table(tmp_path / "out")["error"][0]
+
+
+def test_no_memory_to_measure_with_makes_small_batches(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def full(*_: Any, **__: Any) -> None:
+        raise torch.OutOfMemoryError("CUDA out of memory")
+
+    job = dataset.job(tmp_path, tokens_per_batch=None)
+    with monkeypatch.context() as patch:
+        patch.setattr("lens_attr.attribution.attribute", full)
+        seen = preview(job, model=dataset.model())
+    assert seen.need is None and seen.tokens_per_batch == 3 * seen.scanned.longest
+    with pytest.raises(ZeroDivisionError), monkeypatch.context() as patch:
+        patch.setattr("lens_attr.attribution.attribute", lambda *_, **__: 1 / 0)
+        preview(job, model=dataset.model())
 
 
 @pytest.mark.parametrize(
@@ -737,6 +790,75 @@ def test_not_even_the_error_can_be_written(tmp_path: Path, monkeypatch: pytest.M
     assert (report.rows, report.unwritten, report.exit_code) == (40, 40, 4)
     assert not report.complete and "No space left" in report.notices[0]
     assert dataset.run(job).exit_code == 0
+
+
+def no_room(*_: Any) -> None:
+    raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+
+def test_no_room_to_write_a_split_down(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """What was not written down could not be done again, so it is not done."""
+    job = dataset.job(tmp_path, tokens_per_batch=200)
+    with at_most(3, monkeypatch), monkeypatch.context() as patch:
+        patch.setattr(shards.ShardFiles, "keep", no_room)
+        report = dataset.run(job)
+    assert (report.unwritten, report.exit_code) == (32, 4), "the last shard needs no split"
+    assert dataset.run(job).exit_code == 0
+
+
+def test_no_room_to_complete_the_manifest(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    job = dataset.job(tmp_path)
+    dataset.run(job)
+    whole = dataset.contents(job["out"])
+    manifest = json.loads(whole["manifest.json"])
+    (tmp_path / "out" / "manifest.json").write_text(json.dumps(manifest | {"shards": None}))
+    with monkeypatch.context() as patch:
+        patch.setattr("lens_attr.runs.manifest.write_whole", no_room)
+        report = dataset.run(job)
+    assert (report.rows, report.unwritten, report.exit_code) == (40, 0, 4)
+    assert not report.complete and "No space left" in report.notices[0]
+    assert dataset.run(job).exit_code == 0
+    assert dataset.contents(job["out"]) == whole
+
+
+def test_no_room_for_the_plan(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    job = dataset.job(tmp_path)
+    with monkeypatch.context() as patch:
+        patch.setattr("lens_attr.runs.manifest.write_whole", no_room)
+        with pytest.raises(la.LensAttrError, match=r"cannot write the plan.*No space left"):
+            dataset.run(job)
+    assert list((tmp_path / "out").glob("*.tmp")) == []
+    assert dataset.run(job).exit_code == 0
+
+
+def test_the_table_of_a_run_without_shards_is_empty(tmp_path: Path) -> None:
+    found = launch.RunReport(tmp_path, 0, 0, 0, 0, False).to_pandas()
+    assert found.empty and list(found.columns) == shards.SCHEMA.names
+
+
+# ---------------------------------------------------------------------------------------- notices
+
+
+def test_notices_that_differ_in_their_numbers_are_one() -> None:
+    found = Notices()
+    found.add(["the gap is 9.5% (3 steps)", "no target"])
+    found.add({"the gap is 106% (3 steps)": 4, "the gap is 1e-5% (3 steps)": 2})
+    found.add(["no target", "a negative sum"])
+    assert found.counted() == {"the gap is 106% (3 steps)": 7, "no target": 2, "a negative sum": 1}
+    assert found.lines() == [
+        "the gap is 106% (3 steps) (the highest of 7 such notices)",
+        "no target (2 times)",
+        "a negative sum",
+    ]
+
+
+def test_a_run_tells_each_kind_of_notice_once(tmp_path: Path) -> None:
+    job = dataset.job(tmp_path, method="integrated_gradients", options={"steps": 1})
+    with warnings.catch_warnings():
+        warnings.simplefilter("error", la.errors.Notice)  # the planner's batches are nobody's
+        report = dataset.run(job)
+    (notice,) = report.notices
+    assert "completeness gap" in notice and "such notices" in notice
 
 
 # ----------------------------------------------------------------------------- the out directory
@@ -818,6 +940,33 @@ def test_shares(environment: dict[str, str], found: tuple[int, int]) -> None:
 def test_ranks_that_make_no_sense_are_refused(rank: str) -> None:
     with pytest.raises(la.InputError, match="no rank"):
         ranks.share({"RANK": rank, "WORLD_SIZE": "4"})
+
+
+@pytest.mark.parametrize(
+    ("wanted", "device"), [("cpu", None), ("cuda:0", None), ("cuda", "cuda:1"), (None, "cuda:1")]
+)
+def test_a_rank_computes_where_the_job_says(
+    monkeypatch: pytest.MonkeyPatch, wanted: str | None, device: str | None
+) -> None:
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 2)
+    assert ranks.Share(3, 4, 3).device(wanted) == device
+    assert ranks.own_gpu(wanted, 3) == device
+    assert ranks.Share(0, 1, 0).device(wanted) is None, "alone, the job's word is enough"
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    assert ranks.Share(3, 4, 3).device(wanted) is None
+
+
+def test_the_rank_loads_its_model_there(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 2)
+    asked: list[Any] = []
+    monkeypatch.setattr(worker, "load", lambda *arguments: asked.append(arguments[3]))
+    rank = ranks.Share(1, 2, 1)
+    for device in ("cpu", None):
+        job = Job.of(dataset.job(tmp_path, device=device))
+        worker.load_model(job, rank.device(job.device))
+    assert asked == ["cpu", "cuda:1"]
 
 
 def test_ranks_share_the_work(tmp_path: Path) -> None:

@@ -30,7 +30,7 @@ from typer.testing import CliRunner
 import lens_attr as la
 from lens_attr.cli import app
 from lens_attr.runs import manifest, ranks, start
-from lens_attr.runs.executors import local
+from lens_attr.runs.lock import at_work
 
 
 @cache
@@ -315,6 +315,59 @@ def test_another_number_of_ranks_may_finish(tmp_path: Path, whole: dict[str, byt
     assert dataset.contents(job["out"]) == whole
 
 
+def test_ranks_that_end_together_leave_each_other_alone(tmp_path: Path) -> None:
+    """A complete run given to four ranks at once, again and again."""
+    job = dataset.job(tmp_path, dataset.samples(4), rows_per_shard=2)
+    dataset.run(job)
+    whole = dataset.contents(job["out"])
+    for _ in range(8):
+        children = [dataset.fork(as_rank(job, rank, 4)) for rank in range(4)]
+        assert [dataset.exit_status(child) for child in children] == [0] * 4
+    assert dataset.contents(job["out"]) == whole
+
+
+def test_only_the_last_one_at_work_sweeps(tmp_path: Path) -> None:
+    job = started(tmp_path)
+    half = Path(job["out"]) / "shards" / ".000001.parquet.0123.tmp"
+    half.touch()
+    before = (Path(job["out"]) / "manifest.json").stat().st_mtime_ns
+    with at_work(Path(job["out"]), rank=1):
+        assert dataset.run(job).complete
+        assert half.exists(), "rank 1 may be writing it"
+    assert dataset.run(job).complete
+    assert not half.exists()
+    assert (Path(job["out"]) / "manifest.json").stat().st_mtime_ns == before, "nothing to add"
+
+
+def test_the_same_job_twice_at_once_is_refused(tmp_path: Path) -> None:
+    job = started(tmp_path)
+    with (
+        at_work(Path(job["out"]), rank=0),
+        pytest.raises(la.InputError, match="another process is running this job"),
+    ):
+        dataset.run(job)
+    assert dataset.run(job).complete
+
+
+def test_a_place_is_free_when_its_process_is_killed(tmp_path: Path) -> None:
+    def killed() -> None:
+        with at_work(tmp_path, rank=0):
+            dataset.kill_self()
+
+    assert dataset.exit_status(dataset.fork(killed)) == -signal.SIGKILL
+    with at_work(tmp_path, rank=0) as alone:
+        assert alone()
+
+
+def test_without_locks_nothing_is_refused_and_nothing_swept(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Windows, and network disks that know none."""
+    monkeypatch.setitem(sys.modules, "fcntl", None)
+    with at_work(tmp_path, rank=0), at_work(tmp_path, rank=0) as alone:
+        assert not alone()
+
+
 # ---------------------------------------------------------------------------------------- workers
 
 
@@ -350,29 +403,6 @@ def test_worker_processes_equal_the_serial_run(tmp_path: Path, whole: dict[str, 
     assert (report.rows, report.computed, report.exit_code) == (40, 40, 0)
     assert dataset.contents(job["out"]) == whole
     assert mp.active_children() == []
-
-
-def test_a_shard_that_kills_every_worker_ends_the_run(tmp_path: Path) -> None:
-    """Without a real process: what the queue does with the dead."""
-    job = started(tmp_path)
-    works = list(_works(job))
-    queue = local._Queue(works)
-    first = queue.next()
-    assert first is not None
-    for _ in range(local.TRIES - 1):
-        queue.put_back(first)
-        assert queue.next() is first
-    with pytest.raises(la.LensAttrError, match="rows 0 to 15"):
-        queue.put_back(first)
-    assert [queue.next(), queue.next(), queue.next()] == [*works[1:], None]
-
-
-def _works(job: dict[str, Any]) -> Iterator[Any]:
-    from lens_attr.runs.plan import side_by_side
-    from lens_attr.runs.worker import Work
-
-    for planned, rows in side_by_side(la.Job.of(job), Path(job["out"]) / "plan.jsonl"):
-        yield Work(planned, rows)
 
 
 @pytest.mark.slow

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 from functools import cache
+from pathlib import Path
 
 import handmade
 import numpy as np
 import pytest
 import small
 import tiny
+from pandas.testing import assert_frame_equal
 from scipy.stats import spearmanr
 
 import lens_attr as la
@@ -97,6 +99,33 @@ def test_the_figure_has_a_panel_per_method_and_every_score() -> None:
         result.plot(example=2)
 
 
+@pytest.mark.parametrize("name", small.CAUSAL)
+def test_every_query_is_compared(name: str) -> None:
+    model, text = small.model(name), IDS[:1]
+    repair = self_repair(model, text, tiny.TARGET, queries="all", layers=[0])
+    r = la.attribute(model, text, tiny.TARGET, "gim", record=["scores"])
+    result = score_agreement(r, repair)
+    length = IDS.shape[1]
+    assert len(result.singles) == tiny.N_HEADS * length * (length + 1) // 2
+    row = result.singles.query("layer == 0 and head == 2 and query == 3 and key == 1").iloc[0]
+    assert row.gim == pytest.approx(float(r.records["scores"][0, 0, 2, 3, 1]))
+    assert "query 3" in result.plot(query=3).layout.title.subtitle.text
+    assert f"query {length - 1}" in result.plot().layout.title.subtitle.text
+    with pytest.raises(la.InputError, match="query 99 was not ablated in example 0"):
+        result.plot(query=99)
+
+
+def test_results_survive_saving(tmp_path: Path) -> None:
+    result = found(small.CAUSAL[0])
+    again = ScoreAgreement.load(result.save(tmp_path))
+    assert_frame_equal(again.to_pandas(), result.to_pandas())
+    assert_frame_equal(again.pairs, result.pairs)
+    assert again.str_tokens == result.str_tokens and again.plot(example=1).data
+    (tmp_path / "score_agreement.json").write_text('{"format": 1}')
+    with pytest.raises(la.SavedResultError, match="no saved score_agreement"):
+        ScoreAgreement.load(tmp_path)
+
+
 def test_what_is_refused() -> None:
     name = small.CAUSAL[0]
     model, repair = small.model(name), ablated(name)
@@ -108,9 +137,18 @@ def test_what_is_refused() -> None:
     with pytest.raises(la.InputError, match="'exact' names a column"):
         score_agreement({"exact": bare}, repair)
     one = la.attribute(model, IDS[:1], tiny.TARGET, "gim", record=["scores"])
-    with pytest.raises(la.InputError, match="gim explains other texts"):
+    with pytest.raises(la.InputError, match="gim has 1 examples, 2 were measured"):
         score_agreement(one, repair)
+    opposite = la.LogitDiff(tiny.TARGET.foil, tiny.TARGET.token)
+    turned = la.attribute(model, IDS, opposite, "gim", record=["scores"])
+    with pytest.raises(la.InputError, match=r"gim explains the target .*measured was"):
+        score_agreement(turned, repair)
+    other = la.attribute(model, IDS.flip(0), tiny.TARGET, "gim", record=["scores"])
+    with pytest.raises(la.InputError, match=r"gim explains the text .*measured was"):
+        score_agreement(other, repair)
+    with small.untyped(), pytest.raises(la.InputError, match=r"ablated must be .*SelfRepair"):
+        score_agreement(other, other)  # type: ignore[arg-type]
     elsewhere = la.LogitDiff(tiny.TARGET.token, tiny.TARGET.foil, position=3)
     moved = la.attribute(model, IDS, elsewhere, "gim", record=["scores"])
-    with pytest.raises(la.InputError, match="another position"):
+    with pytest.raises(la.InputError, match="explains position 3, measured was"):
         score_agreement(moved, repair)

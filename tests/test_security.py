@@ -11,6 +11,7 @@ from html.parser import HTMLParser
 from pathlib import Path
 from typing import Any
 
+import dataset
 import pytest
 import tiny
 import torch
@@ -22,6 +23,7 @@ from lens_attr.graph import backend_class
 from lens_attr.graph.model import _name_of
 from lens_attr.plots import html_tokens
 from lens_attr.report import Page, Section, explained_text, write_page
+from lens_attr.runs.lock import at_work
 
 PACKAGE = Path(la.__file__).parent
 SOURCES = {
@@ -276,3 +278,52 @@ def test_a_result_names_a_local_model_without_its_folders(backend: Any) -> None:
 def test_a_name_of_the_hub_stays_whole() -> None:
     assert _name_of("meta-llama/Llama-3.2-1B") == "meta-llama/Llama-3.2-1B"
     assert _name_of("") == ""
+
+
+# ------------------------------------------------------------------------------- the out directory
+
+
+@pytest.mark.parametrize(
+    "planted",
+    [".plan.jsonl.tmp", ".scan.tmp", "shards/.000000.parquet.0.tmp", ".lock", ".rank0.lock"],
+)
+@pytest.mark.parametrize("there", [True, False])
+def test_a_planted_link_is_not_written_through(tmp_path: Path, planted: str, there: bool) -> None:
+    job = dataset.job(tmp_path, dataset.samples(2))
+    victim = tmp_path / "victim"
+    if there:
+        victim.write_text("precious")
+    link = tmp_path / "out" / planted
+    link.parent.mkdir(parents=True)
+    link.symlink_to(victim)
+    with pytest.raises(la.InputError, match="is a link"):
+        dataset.run(job)
+    assert victim.exists() == there
+    assert not there or victim.read_text() == "precious"
+    assert not (tmp_path / "out" / "manifest.json").exists()
+
+
+def test_nothing_is_written_under_a_name_that_can_be_foreseen(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Between that check and the writing somebody may still plant a link: every file is opened
+    under a random name that must be new, or as a lock, which is never written and follows none."""
+    job = dataset.job(tmp_path, dataset.samples(2))
+    opened: list[tuple[str, str]] = []
+    real = Path.open
+
+    def watched(self: Path, mode: str = "r", *arguments: Any, **options: Any) -> Any:
+        opened.append((self.name, mode))
+        return real(self, mode, *arguments, **options)
+
+    monkeypatch.setattr(Path, "open", watched)
+    dataset.run(job)
+    written = [(name, mode) for name, mode in opened if set(mode) & set("wax+")]
+    assert len(written) >= 5
+    for name, mode in written:
+        assert mode in ("x", "xb") and re.search(r"\.[0-9a-f]{16}\.tmp$", name), (name, mode)
+    lock = tmp_path / "elsewhere"
+    (tmp_path / ".rank0.lock").symlink_to(lock)
+    with pytest.raises(la.InputError, match="cannot write"), at_work(tmp_path, rank=0):
+        pass
+    assert not lock.exists()

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from contextlib import ExitStack
 from functools import cache
+from pathlib import Path
 
 import handmade
 import numpy as np
@@ -109,6 +110,29 @@ def test_small_steps_are_predicted_exactly(backend: str) -> None:
     with tiny.precision(tiny.EXACT):
         far = self_repair(steep, handmade.GATE_IDS, la.LogitDiff(4, 0), heads=[0]).singles
     assert (far.gradient / far.effect - 1).abs().max() > 0.1
+
+
+@pytest.mark.parametrize("name", CASES)
+def test_other_queries_are_ablated_as_exactly(name: str) -> None:
+    result = found(name, queries=(2, -2, 2))
+    assert set(result.singles["query"]) == {2, IDS.shape[1] - 2}
+    assert not result.singles.duplicated(["example", "layer", "head", "query", "key"]).any()
+    for _, row in result.singles.iloc[::13].iterrows():
+        assert row.key <= row["query"]
+        want = ablated(name, row, [int(row.key)])
+        assert row.effect == pytest.approx(want, abs=2e-5)
+
+
+def test_results_survive_saving(tmp_path: Path) -> None:
+    result = found(CASES[0])
+    again = SelfRepair.load(result.save(tmp_path))
+    pd.testing.assert_frame_equal(again.singles, result.singles)
+    pd.testing.assert_frame_equal(again.to_pandas(), result.to_pandas())
+    assert again.shape == result.shape and again.target == result.target
+    assert again.plot().data and again.groups(0.001).equals(result.groups(0.001))
+    (tmp_path / "self_repair.json").write_text('{"format": 1, "shape": [1, 2]}')
+    with pytest.raises(la.SavedResultError, match="no saved self_repair"):
+        SelfRepair.load(tmp_path)
 
 
 def test_agreement_compares_methods() -> None:
@@ -222,6 +246,10 @@ def test_what_is_refused() -> None:
         run(methods=["tgs"])
     with pytest.raises(la.InputError, match=r"layers \[2\] are out of range"):
         run(layers=[2])
+    with pytest.raises(la.InputError, match="query 40 of example 0 is out of range"):
+        run(queries=[0, 40])
+    with small.untyped(), pytest.raises(la.InputError, match=r"queries must be 'explained', 'all'"):
+        run(queries="every")
     with pytest.raises(la.InputError, match="max_keys"):
         run(max_keys=1)
     with pytest.raises(la.InputError, match="thresholds"):

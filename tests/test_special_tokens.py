@@ -59,6 +59,25 @@ def test_ignored_and_separate(name: str) -> None:
         ignored.with_special_tokens("separate")
 
 
+@pytest.mark.parametrize("name", small.EVERY)
+@pytest.mark.parametrize("method", ["lrp", "gradient_shap", "aieg"])
+def test_the_parts_of_one_example_have_its_tokens(name: str, method: str, tmp_path: Path) -> None:
+    """The second text is shorter, so that it is padded in the batch."""
+    if method == "aieg" and name not in small.CAUSAL:
+        pytest.skip("not every masked model shows its pattern")
+    result = explain(name, method=method).with_special_tokens("separate")
+    again = la.Relevance.load(result.save(tmp_path))
+    for one in (result[1], again[1]):
+        real = result.attention_mask[1]
+        assert real.sum() < len(real) and "special_tokens" in result.per_token
+        for part in result.per_token:
+            assert torch.equal(one.extra[part], result.extra[part][1:, real])
+        before = explain(name, method=method)[1].tokens
+        assert torch.equal(one.tokens + one.extra["special_tokens"], before)
+    by_shape = {n for n, v in result.extra.items() if v.shape == result.tokens.shape}
+    assert set(result.per_token) == by_shape, "every part with one value per token is declared"
+
+
 def test_nothing_special_without_a_tokenizer_that_says_so() -> None:
     ids = tiny.token_ids("gpt2", rows=2)
     result = la.attribute(small.model(small.GPT2[0]), ids, la.Logit(12))
@@ -76,7 +95,8 @@ def test_results_show_the_mass_and_keep_it(name: str, tmp_path: Path) -> None:
         console = Console(width=200, record=True, file=io.StringIO())
         console.print(again)
         percent = f"{float(result.special_mass.mean()):.0%}"
-        note = f"special tokens hold {percent} of the absolute relevance, mean of 2 examples"
+        most = f"{float(result.special_mass.max()):.0%}"
+        note = f"{percent} of the absolute relevance, mean of 2 examples (at most {most})"
         text = console.export_text()
         assert note in text and fate in text
         torch.testing.assert_close(again[1].special_mass, result.special_mass[1:])

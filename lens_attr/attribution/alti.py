@@ -9,7 +9,7 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
-from lens_attr.attribution.explainer import Explained
+from lens_attr.attribution.explainer import Explained, Explainer
 from lens_attr.attribution.layers import Activations, visiting_blocks
 from lens_attr.attribution.mixing import (
     MIXING_ROLES,
@@ -18,7 +18,6 @@ from lens_attr.attribution.mixing import (
     seen_positions,
 )
 from lens_attr.attribution.scoring import (
-    PerPosition,
     Scored,
     labels_of,
     refuse_non_finite,
@@ -33,7 +32,7 @@ NOT_INVARIANT = (WRITING_WEIGHTS_CENTRED, VALUE_BIASES_FOLDED)
 
 
 @dataclass(frozen=True, kw_only=True)
-class MixingExplainer(PerPosition):
+class MixingExplainer(Explainer):
     """A method that measures how attention mixes tokens, by l1 norms.
 
     Attributes:
@@ -71,8 +70,9 @@ class Alti(MixingExplainer):
 
         tokens = row t of C_L C_{L-1} ... C_1
 
-    with t the explained position. Target-free; non-negative, summing to 1. Source: arXiv
-    2203.04212. Cost: 1 forward, and per block n_heads * d_model operations for each pair of tokens.
+    with t the explained position; ``tokens`` [batch, pos]. Target-free; non-negative, summing to 1.
+    Source: arXiv 2203.04212. Cost: 1 forward, and per block n_heads * d_model operations for each
+    pair of tokens.
 
     In a post-norm block (BERT) y comes after the first norm, which is linearised; in a pre-norm
     block it is the stream after attention, as in ALTI-Logit. A norm behind attention alone (Gemma)
@@ -80,12 +80,11 @@ class Alti(MixingExplainer):
     out.
     """
 
-    def at_one_position(
+    def explain_many(
         self, graph: ModelGraph, batch: TokenBatch, targets: Sequence[Resolved]
     ) -> list[Explained]:
-        """One forward. See `PerPosition.at_one_position`."""
-        position = targets[0].position
-        seen = seen_positions(graph, batch, position)
+        """One forward and mixing for all targets. See `Explainer.explain_many`."""
+        seen = seen_positions(graph, batch, targets)
         matrices: list[list[Tensor]] = [[] for _ in seen]
 
         def visit(layer: int, activations: Activations) -> None:
@@ -95,20 +94,21 @@ class Alti(MixingExplainer):
 
         with torch.no_grad(), visiting_blocks(graph, MIXING_ROLES, visit):
             scored = target_values(graph, batch, targets)
-        tokens = rolled_out(matrices, seen, position, batch)
-        refuse_non_finite("relevance", tokens)
-        return target_free(tokens, targets, scored, "share")
+        each = [rolled_out(matrices, seen, target.position, batch) for target in targets]
+        for tokens in each:
+            refuse_non_finite("relevance", tokens)
+        return target_free(each, targets, scored, "share")
 
 
 def target_free(
-    tokens: Float[Tensor, "batch pos"],
+    tokens: Sequence[Float[Tensor, "batch pos"]],
     targets: Sequence[Resolved],
     scored: Sequence[Scored],
     unit: str,
 ) -> list[Explained]:
-    """The same relevance for every target, beside what each of them is."""
-    pairs = zip(targets, scored, strict=True)
-    return [Explained(tokens, v, labels_of(target, at), unit=unit) for target, (v, at) in pairs]
+    """The relevance of every target's position, beside what is explained there."""
+    each = zip(tokens, targets, scored, strict=True)
+    return [Explained(own, v, labels_of(target, at), unit=unit) for own, target, (v, at) in each]
 
 
 def rolled_out(

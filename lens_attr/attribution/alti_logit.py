@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import Literal, get_args
 
 import torch
@@ -23,6 +24,7 @@ from lens_attr.attribution.mixing import (
     seen_positions,
 )
 from lens_attr.attribution.scoring import (
+    by_position,
     gradient_of,
     labels_of,
     refuse_non_finite,
@@ -64,8 +66,8 @@ class AltiLogit(MixingExplainer):
     position j, not traced back; ``relu_dim`` splits it by d_head as A v_d (W_O u~)_d.
 
     The target must be a weighted sum of logits: `Logit`, `LogitDiff`, `TopLogit`. Cost: 1 forward,
-    and per block n_heads * d_model operations for each pair of tokens up to t; further targets at
-    the same position cost one product with each C_l. Memory beyond the forward's: C_l and the
+    and per block n_heads * d_model operations for each pair of tokens up to t; further targets,
+    wherever they stand, cost one product with each C_l. Memory beyond the forward's: C_l and the
     values of every block, never [head, pos, pos, d_model].
 
     Attributes:
@@ -99,7 +101,7 @@ class AltiLogit(MixingExplainer):
     def explain_many(
         self, graph: ModelGraph, batch: TokenBatch, targets: Sequence[Resolved]
     ) -> list[Explained]:
-        """One forward and mixing for the targets of each position.
+        """One forward and mixing for all targets. See `Explainer.explain_many`.
 
         Raises:
             InputError: a target is not a weighted sum of logits.
@@ -110,30 +112,19 @@ class AltiLogit(MixingExplainer):
                 "alti_logit splits a weighted sum of logits, and this target is none: explain "
                 "la.Logit, la.LogitDiff or la.TopLogit, or use a gradient method."
             )
-        return super().explain_many(graph, batch, targets)
-
-    def at_one_position(
-        self, graph: ModelGraph, batch: TokenBatch, targets: Sequence[Resolved]
-    ) -> list[Explained]:
-        """See `PerPosition.at_one_position`."""
-        position = targets[0].position
-        seen = seen_positions(graph, batch, position)
-        outputs = [attention_output(graph, layer) for layer in range(graph.n_layers)]
-        traces: list[list[_Trace]] = [[] for _ in seen]
+        seen = seen_positions(graph, batch, targets)
+        groups = by_position(targets)
+        tracing = _Tracing(graph, seen, [targets[group[0]].position for group in groups])
         roles: list[Role] = [*MIXING_ROLES, *(["mlp_out"] if graph.points("mlp_out") else [])]
-
-        def visit(layer: int, activations: Activations) -> None:
-            mlp_out = activations.get("mlp_out")
-            for example, mixing in enumerate(linearised(graph, layer, activations, seen)):
-                above = layer < graph.n_layers - 1  # what the last block mixes is read by none
-                matrix = mixing_matrix(mixing, True, self.memory_budget) if above else None
-                mlp = None if mlp_out is None else mlp_out[example, position[example]]
-                traces[example].append(_Trace.of(outputs[layer], mixing, mlp, matrix))
-
+        visit = partial(tracing.visit, self.memory_budget)
         with torch.no_grad(), visiting_blocks(graph, roles, visit):
             scored = target_values(graph, batch, targets)
-        each = zip(targets, scored, strict=True)
-        return [self._explained(graph, batch, seen, traces, t, *pair) for t, pair in each]
+        found = {
+            k: self._explained(graph, batch, seen, traces, targets[k], *scored[k])
+            for group, traces in zip(groups, tracing.traces, strict=True)
+            for k in group
+        }
+        return [found[k] for k in range(len(targets))]
 
     def _explained(
         self,
@@ -195,21 +186,57 @@ class _Trace:
 
     @staticmethod
     def of(
-        output: AttentionOutput, mixing: Mixing, mlp: Tensor | None, matrix: Tensor | None
+        output: AttentionOutput,
+        mixing: Mixing,
+        mlp: Tensor | None,
+        matrix: Tensor | None,
+        t: int,
     ) -> _Trace:
-        """Copies of t's rows, t being the last position seen."""
-        mixed = mixing.mixed[-1]
+        """Copies of row ``t``; of the values and C, which all positions share, what t sees."""
+        mixed, own = mixing.mixed[t], slice(0, t + 1)
         mlp = torch.zeros_like(mixed) if mlp is None else mlp.to(mixed.dtype)
         return _Trace(
-            pattern=mixing.pattern[:, -1] * mixing.scale[-1],
-            values=mixing.values,
+            pattern=mixing.pattern[:, t, own] * mixing.scale[t],
+            values=mixing.values[own],
             output=output,
-            before=mixing.skip[-1].clone(),
-            constant=mixing.constant[-1].clone(),
+            before=mixing.skip[t].clone(),
+            constant=mixing.constant[t].clone(),
             mlp=mlp.clone(),
             after=mixed + mlp,
-            matrix=matrix,
+            matrix=None if matrix is None else matrix[own, own],
         )
+
+
+class _Tracing:
+    """What every block leaves behind for each explained position, from one forward.
+
+    Attributes:
+        traces: by position, example and block.
+    """
+
+    def __init__(
+        self,
+        graph: ModelGraph,
+        seen: Sequence[Int[Tensor, " _"]],
+        positions: Sequence[Int[Tensor, " batch"]],
+    ) -> None:
+        self._graph, self._seen, self._positions = graph, seen, positions
+        self._outputs = [attention_output(graph, layer) for layer in range(graph.n_layers)]
+        self.traces: list[list[list[_Trace]]] = [[[] for _ in seen] for _ in positions]
+
+    def visit(self, memory_budget: float | int, layer: int, activations: Activations) -> None:
+        """Read one block."""
+        mlp_out = activations.get("mlp_out")
+        above = layer < self._graph.n_layers - 1  # what the last block mixes is read by none
+        mixings = linearised(self._graph, layer, activations, self._seen)
+        for example, mixing in enumerate(mixings):
+            matrix = mixing_matrix(mixing, True, memory_budget) if above else None
+            for traces, position in zip(self.traces, self._positions, strict=True):
+                at = position[example]
+                mlp = None if mlp_out is None else mlp_out[example, at]
+                t = int(torch.searchsorted(self._seen[example], at))
+                trace = _Trace.of(self._outputs[layer], mixing, mlp, matrix, t)
+                traces[example].append(trace)
 
 
 @dataclass(frozen=True)
@@ -287,8 +314,9 @@ def _scattered(
     tokens = splits[0].tokens.new_zeros(rows, width)
     head_tokens = tokens.new_zeros(rows, layers, width, heads)
     for example, (split, positions) in enumerate(zip(splits, seen, strict=True)):
-        tokens[example, positions] = split.tokens
-        head_tokens[example, :, positions] = split.head_tokens
+        own = positions[: len(split.tokens)]
+        tokens[example, own] = split.tokens
+        head_tokens[example, :, own] = split.head_tokens
     return tokens, head_tokens
 
 

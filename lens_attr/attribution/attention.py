@@ -14,11 +14,7 @@ from lens_attr.attribution.alti import rolled_out, target_free
 from lens_attr.attribution.explainer import Explained, Explainer
 from lens_attr.attribution.layers import Activations, visiting_blocks
 from lens_attr.attribution.mixing import row_normalised, seen_positions, square
-from lens_attr.attribution.scoring import (
-    PerPosition,
-    labels_of,
-    target_values,
-)
+from lens_attr.attribution.scoring import labels_of, target_values
 from lens_attr.errors import InputError, UnsupportedModelError
 from lens_attr.graph import ModelGraph
 from lens_attr.graph.tokens import TokenBatch, token_string
@@ -45,9 +41,9 @@ class AttentionOnly(AttentionExplainer):
 
         tokens_j = 1 / (L H) sum_l sum_h A^{l,h}_ij
 
-    Non-negative, summing to 1. Cost: 1 forward. AIEG's NetAttention, without values; that paper
-    leaves open whether the row i is that of the position predicting the token or of the token
-    itself, so it is an option.
+    ``tokens`` [batch, pos]. Non-negative, summing to 1. Cost: 1 forward. NetAttention of AIEG
+    (2025), without values; that paper leaves open whether the row i is that of the position
+    predicting the token or of the token itself, so it is an option.
 
     Attributes:
         row: ``"predicting"``: i is the explained position. ``"token"``: i is where the target's
@@ -147,7 +143,7 @@ def refuse_bad_row(row: object, occurrence: object) -> None:
 
 
 @dataclass(frozen=True, kw_only=True)
-class AttentionRollout(AttentionExplainer, PerPosition):
+class AttentionRollout(AttentionExplainer):
     """Attention rollout (Abnar & Zuidema 2020, arXiv 2005.00928).
 
     Every block's pattern, averaged over heads, plus the identity for the residual connection, rows
@@ -155,15 +151,15 @@ class AttentionRollout(AttentionExplainer, PerPosition):
 
         A_l = normalise(mean_h A^{l,h} + I),    tokens = row t of A_L A_{L-1} ... A_1
 
-    with t the explained position. Target-free. Non-negative, summing to 1. Cost: 1 forward.
+    with t the explained position; ``tokens`` [batch, pos]. Target-free. Non-negative, summing to 1.
+    Cost: 1 forward.
     """
 
-    def at_one_position(
+    def explain_many(
         self, graph: ModelGraph, batch: TokenBatch, targets: Sequence[Resolved]
     ) -> list[Explained]:
-        """One forward. See `PerPosition.at_one_position`."""
-        position = targets[0].position
-        seen = seen_positions(graph, batch, position)
+        """One forward for all targets. See `Explainer.explain_many`."""
+        seen = seen_positions(graph, batch, targets)
         matrices: list[list[Tensor]] = [[] for _ in seen]
 
         def visit(layer: int, activations: Activations) -> None:
@@ -173,8 +169,8 @@ class AttentionRollout(AttentionExplainer, PerPosition):
 
         with torch.no_grad(), visiting_blocks(graph, ["pattern"], visit):
             scored = target_values(graph, batch, targets)
-        tokens = rolled_out(matrices, seen, position, batch)
-        return target_free(tokens, targets, scored, "attention")
+        each = [rolled_out(matrices, seen, target.position, batch) for target in targets]
+        return target_free(each, targets, scored, "attention")
 
 
 def _head_mean(

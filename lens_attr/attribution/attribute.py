@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import importlib.metadata
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Collection, Mapping, Sequence
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
@@ -18,9 +18,10 @@ from lens_attr.attribution.explainer import Explained, Explainer
 from lens_attr.attribution.gradients import OWN_OPTIONS, GradientTimesInput
 from lens_attr.attribution.many_targets import resolve_targets, target_ids, text_major
 from lens_attr.attribution.progress import watched
+from lens_attr.attribution.registry import METHODS
 from lens_attr.attribution.registry import method as method_named
 from lens_attr.attribution.relevance import Relevance
-from lens_attr.errors import InputError, UnsupportedModelError, give_notice
+from lens_attr.errors import InputError, UnsupportedModelError, did_you_mean, give_notice
 from lens_attr.graph import ModelGraph, resolve
 from lens_attr.graph.tokens import (
     Text,
@@ -35,6 +36,8 @@ from lens_attr.targets import Resolved, Target
 
 COMPARED = ("gradient_x_input", "lrp", "attnlrp", "gim")
 """What `compare` compares unless told otherwise."""
+
+EVERY = "all"
 
 
 @torch.inference_mode(False)
@@ -58,8 +61,8 @@ def attribute(
     Methods made of rules take one forward and one modified backward per batch; what others cost
     stands in ``la.methods()``. Several targets take the same forwards as one, and equal as many
     calls: methods made of rules, gradient norms and DeepLIFT add one backward per target, the
-    integrated gradients family one per target and step; occlusion, attention and ALTI add nothing,
-    where the targets share their position. Backwards of several targets run as one where that is
+    integrated gradients family one per target and step; occlusion, attention and ALTI add nothing.
+    Backwards of several targets run as one where that is
     faster, on short texts.
 
     Args:
@@ -70,9 +73,10 @@ def attribute(
         method: a name from ``la.methods()``, or a `RuleSet` of your own.
         embeddings: ``"full"`` explains token plus position embedding, ``"token"`` the token's
             alone; default: the method's own.
-        baseline: subtracted from the embedding: None for zero, ``"pad"``, a token (``" "`` in
-            GIM's published setting), an id, or a tensor [d_model], [pos, d_model] or [batch, pos,
-            d_model].
+        baseline: subtracted from the embedding: ``"zero"`` (the default of all methods but
+            DeepLIFT, which chooses), ``"pad"``, a token (``" "`` in GIM's published setting; the
+            word itself is ``" zero"``), an id, or a tensor [d_model], [pos, d_model] or [batch,
+            pos, d_model].
         record: more places to read activation x gradient: roles (``"pattern"``, ``"neurons"``,
             ``"residual"``, ...), hook names, or globs.
         batch_size: explain this many texts at a time.
@@ -98,7 +102,7 @@ def attribute(
     """
     graph = resolve(model)
     _check_arguments(target, batch_size)
-    chosen = {"embeddings": embeddings, "baseline": baseline, "record": record or None}
+    chosen = {"embeddings": embeddings, "baseline": baseline, "record": _places(record)}
     options |= {name: value for name, value in chosen.items() if value is not None}
     explainer = _explainer(method, options)
     batch, targets = resolve_targets(graph, tokenize(graph, text, attention_mask), target)
@@ -108,13 +112,14 @@ def attribute(
         _Rows.of(batch, targets, explainer, index, keep_width)
         for index in _row_groups(len(batch), batch_size)
     ]
-    with watched(graph, sum(group.forwards(graph) for group in groups), progress):
+    with watched(graph, sum(group.passes(graph) for group in groups), progress):
         parts = [group.explain(graph, batch.token_ids.shape[1]) for group in groups]
     metadata = _metadata(graph, explainer, parts[0]) | {"target_ids": target_ids(targets)}
     notices = _notices(graph, batch, targets, explainer, parts)
     for notice in notices:
         give_notice(notice)
-    return _assemble(graph, batch, targets, parts, method, metadata | {"notices": notices})
+    result = _assemble(graph, batch, targets, parts, method, metadata | {"notices": notices})
+    return replace(result, per_token=explainer.per_token)
 
 
 def compare(
@@ -122,33 +127,53 @@ def compare(
     text: Text,
     target: Target | Sequence[Target] | None = None,
     methods: str | RuleSet | Sequence[str | RuleSet] | None = None,
-    **options: Any,
+    *,
+    options: Mapping[str, Mapping[str, Any]] | None = None,
+    **shared: Any,
 ) -> Comparison:
     """The same prediction explained by several methods: one table, one figure.
 
     Args:
-        model: as in `attribute`, as ``text``, ``target`` and ``options``.
-        methods: names, or rule sets (called by their name), one or several; default: `COMPARED`,
-            without those that this model cannot be explained by, which a notice names.
+        model: as in `attribute`, as ``text`` and ``target``.
+        methods: names, or rule sets (called by their name), one or several; default: `COMPARED`;
+            ``"all"``: every method there is. Of the last two a notice names those that are left
+            out, because they cannot explain this model, and why.
+        options: of single methods, by name, e.g. ``{"integrated_gradients": {"steps": 20}}``.
+        shared: options of `attribute` for every method.
 
     Raises:
-        InputError: no methods, or two of the same name.
+        InputError: no methods, or two of the same name; options of a method that is not compared.
         UnsupportedModelError: a method you named cannot explain this model.
     """
-    chosen = COMPARED if methods is None else methods
+    named = methods is not None and methods != EVERY
+    chosen = list(METHODS) if methods == EVERY else COMPARED if methods is None else methods
     chosen = [chosen] if isinstance(chosen, (str, RuleSet)) else chosen
     names = [method if isinstance(method, str) else method.name for method in chosen]
     if not names or len(set(names)) < len(names):
         raise InputError(f"methods must be one or more of different names, got {names}.")
+    own = _options_of(names, options)
     results = {}
     for name, method in zip(names, chosen, strict=True):
         try:
-            results[name] = attribute(model, text, target, method, **options)
+            results[name] = attribute(model, text, target, method, **shared | own[name])
         except UnsupportedModelError as error:
-            if methods is not None:
+            if named:
                 raise
             give_notice(f"{name} is left out: {error}")
     return Comparison(results)
+
+
+def _options_of(names: Sequence[str], options: Any) -> dict[str, dict[str, Any]]:
+    """The options of each method, none where there are none."""
+    options = {} if options is None else options
+    if not isinstance(options, Mapping):
+        raise InputError(f'options go by method, {{"gim": {{"z": 1.0}}}}, got {options!r}.')
+    for name, own in options.items():
+        if name not in names:
+            raise InputError(f"options of {name!r}, not compared; {did_you_mean(name, names)}")
+        if not isinstance(own, Mapping):
+            raise InputError(f"the options of {name} must be a mapping, got {own!r}.")
+    return {name: dict(options.get(name, {})) for name in names}
 
 
 def prefix_exact(method: str | RuleSet, options: Mapping[str, Any]) -> bool:
@@ -174,6 +199,16 @@ def _check_arguments(target: Any, batch_size: Any) -> None:
         raise InputError("the list of targets is empty.")
     if batch_size is not None and (not isinstance(batch_size, int) or batch_size < 1):
         raise InputError(f"batch_size must be a whole number of at least 1, got {batch_size!r}.")
+
+
+def _places(record: Any) -> list[str] | None:
+    """What to record, None for nothing."""
+    several = [] if record is None else [record] if isinstance(record, str) else record
+    if not isinstance(several, Collection) or not all(isinstance(one, str) for one in several):
+        raise InputError(
+            f'record must be a list of roles, hook names or globs, such as ["z"], got {record!r}.'
+        )
+    return list(several) or None
 
 
 def _explainer(method: Any, options: dict[str, Any]) -> Explainer:
@@ -236,9 +271,10 @@ class _Rows:
         own = explainer.rows(index, len(batch))
         return _Rows(batch.rows(index, columns), aimed, own, columns)
 
-    def forwards(self, graph: ModelGraph) -> int:
-        """How many they take."""
-        return self.explainer.forwards(graph, self.batch, self.targets)
+    def passes(self, graph: ModelGraph) -> int:
+        """How many forwards and backwards they take."""
+        these = graph, self.batch, self.targets
+        return self.explainer.forwards(*these) + self.explainer.backwards(*these)
 
     def explain(self, graph: ModelGraph, width: int) -> Explained:
         """All targets, with the columns back where they were in the whole batch."""

@@ -16,15 +16,17 @@ from lens_attr.attribution.explainer import Explainer
 from lens_attr.errors import InputError
 from lens_attr.graph import ModelGraph, Role
 from lens_attr.graph.tokens import TokenBatch, continuation
+from lens_attr.targets import Resolved
 from lens_attr.types import whole_number
 
 Embeddings = Literal["full", "token"]
 """``"full"``: token + position (+ type) embedding; ``"token"``: the token's alone."""
 
 Baseline = str | int | Tensor | None
-"""None (zero), ``"pad"``, a token string or id, or a tensor broadcast to [batch, pos, d_model]."""
+"""None or ``"zero"``, ``"pad"``, a token string or id, or a tensor broadcast to [batch, pos,
+d_model]. The words themselves, where they follow another, are ``" zero"`` and ``" pad"``."""
 
-PAD = "pad"
+ZERO, PAD = "zero", "pad"
 
 EMBEDDING_ROLES: tuple[Role, ...] = ("embed", "pos_embed", "type_embed")
 
@@ -46,8 +48,12 @@ class EmbeddingExplainer(Explainer):
             raise InputError(f"embeddings must be 'full' or 'token', got {self.embeddings!r}.")
 
     def refuse(self, graph: ModelGraph, batch: TokenBatch) -> None:
-        """A baseline tensor must broadcast to the embeddings of the whole batch."""
-        refuse_misfit(graph, self.baseline, batch)
+        """The baseline must be one, and a tensor must fit the embeddings of the whole batch."""
+        refuse_bad_baseline(graph, self.baseline, batch)
+
+    def backwards(self, graph: ModelGraph, batch: TokenBatch, targets: Sequence[Resolved]) -> int:
+        """One for each target. See `Explainer.backwards`."""
+        return len(targets)
 
     @property
     def keep_width(self) -> bool:
@@ -132,11 +138,16 @@ def baseline_embedding(graph: ModelGraph, baseline: Baseline) -> Tensor:
     Raises:
         InputError: several tokens, or an id out of range.
     """
-    if baseline is None:
+    if is_zero(baseline):
         return torch.zeros((), device=graph.device, dtype=graph.dtype)
     if isinstance(baseline, Tensor):
         return baseline.to(graph.device, graph.dtype)
     return graph.token_embedding(_baseline_id(graph, baseline))
+
+
+def is_zero(baseline: Baseline) -> bool:
+    """Whether nothing is subtracted."""
+    return baseline is None or (isinstance(baseline, str) and baseline == ZERO)
 
 
 def baseline_rows(baseline: Baseline, index: Sequence[int], n: int) -> Baseline:
@@ -151,14 +162,17 @@ def describe_baseline(baseline: Baseline) -> str | int | None:
     return f"tensor {list(baseline.shape)}" if isinstance(baseline, Tensor) else baseline
 
 
-def refuse_misfit(graph: ModelGraph, baseline: Baseline, batch: TokenBatch) -> None:
-    """Raise unless a baseline tensor broadcasts to the embeddings of the whole batch.
+def refuse_bad_baseline(graph: ModelGraph, baseline: Baseline, batch: TokenBatch) -> None:
+    """Raise unless it is zero, one token, or finite numbers that fit the whole batch.
 
     Raises:
-        InputError: naming both shapes.
+        InputError: saying what it should be.
     """
+    embedding = baseline_embedding(graph, baseline)
     if not isinstance(baseline, Tensor):
         return
+    if baseline.is_complex() or not bool(embedding.isfinite().all()):
+        raise InputError("a baseline tensor must hold finite real numbers, and no NaN.")
     wanted = (*batch.token_ids.shape, graph.cfg.d_model)
     try:
         fits = torch.broadcast_shapes(baseline.shape, wanted) == wanted
@@ -175,14 +189,18 @@ def _baseline_id(graph: ModelGraph, baseline: Any) -> int:
     if isinstance(baseline, str) and baseline == PAD:
         return _own_pad_id(graph)
     if isinstance(baseline, str):
-        ids = continuation(graph, baseline)
+        try:
+            ids = continuation(graph, baseline)
+        except InputError as error:
+            raise InputError(f"baseline={baseline!r} is no token: {error}") from error
         if len(ids) != 1:
             raise InputError(f"the baseline {baseline!r} is {len(ids)} tokens; give one, or an id.")
         return ids[0]
     token_id = whole_number(baseline)
     if token_id is None:
         raise InputError(
-            f"baseline must be None, a token, an id or a tensor, got {type(baseline).__name__}."
+            "a baseline must be None, 'zero', 'pad', a token, an id or a tensor, got "
+            f"{type(baseline).__name__}."
         )
     if not 0 <= token_id < graph.d_vocab:
         raise InputError(f"baseline id {token_id} is out of range 0 to {graph.d_vocab - 1}.")

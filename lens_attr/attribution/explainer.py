@@ -5,7 +5,7 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from dataclasses import dataclass, field, fields
-from typing import Any
+from typing import Any, ClassVar
 
 from jaxtyping import Float
 from torch import Tensor
@@ -48,7 +48,13 @@ class Explained:
 
 @dataclass(frozen=True, kw_only=True)
 class Explainer(ABC):
-    """One method with its options, which are its fields. Holds no model."""
+    """One method with its options, which are its fields. Holds no model.
+
+    Attributes:
+        per_token: names of the parts in ``extra`` that have a position axis, the second.
+    """
+
+    per_token: ClassVar[tuple[str, ...]] = ()
 
     @abstractmethod
     def explain_many(
@@ -71,6 +77,10 @@ class Explainer(ABC):
     def forwards(self, graph: ModelGraph, batch: TokenBatch, targets: Sequence[Resolved]) -> int:
         """How many forwards `explain_many` takes, for the progress bar."""
         return 1
+
+    def backwards(self, graph: ModelGraph, batch: TokenBatch, targets: Sequence[Resolved]) -> int:
+        """How many backwards `explain_many` takes, each for one target, for the progress bar."""
+        return 0
 
     def refuse(self, graph: ModelGraph, batch: TokenBatch) -> None:  # noqa: B027
         """Raise where this method is not defined for a model, or an option not for the input.

@@ -250,12 +250,13 @@ def _of_prefixes(every: Relevance, facts: dict[str, Any], notices: list[str]) ->
     """Each row cut off, by its mask, after the position that its prediction stood at."""
     columns = torch.arange(every.tokens.shape[1])
     seen = columns[None] <= every.position[:, None]
-    heads = every.head_tokens
+    heads, special = every.head_tokens, every.special
     return replace(
         every,
         tokens=torch.where(seen, every.tokens, 0.0),
         attention_mask=seen,
         head_tokens=None if heads is None else torch.where(seen[:, None, :, None], heads, 0.0),
+        special=None if special is None else special & seen,
         metadata={
             **every.metadata,
             "generation": facts,

@@ -17,6 +17,14 @@ from lens_attr import display, spelling
 from lens_attr.attribution import storage
 from lens_attr.attribution.relevance import Relevance
 from lens_attr.attribution.spans import Unit, spelled_by, unit_of_each
+from lens_attr.attribution.special_tokens import (
+    APART,
+    MASS,
+    Also,
+    Policy,
+    share,
+    special_note,
+)
 from lens_attr.display import Glance, Shown
 from lens_attr.errors import InputError, did_you_mean
 from lens_attr.spelling import Spelling
@@ -181,13 +189,34 @@ class Generation(Shown):
         unit = "share" if normalise else total.unit
         return replace(total, unit=unit, metadata={**total.metadata, **facts})
 
+    def with_special_tokens(self, policy: Policy, also: Also = None) -> Generation:
+        """The same with special tokens kept, ignored or set apart, for every generated token.
+
+        Args:
+            policy: see `Relevance.with_special_tokens`. `accumulated` and `of` add up what is set
+                apart, too.
+            also: what else counts as special: strings of tokens, or a mask [generated, pos] or [1,
+                pos] of the whole text (``la.attention_sinks(model, g.relevance.token_ids[:1])``
+                above a threshold).
+
+        Raises:
+            InputError: as `Relevance.with_special_tokens`.
+        """
+        if isinstance(also, Tensor) and also.ndim == 2 and len(also) == 1:
+            also = also.expand(len(self), -1)
+        return replace(self, relevance=self.relevance.with_special_tokens(policy, also))
+
     def _sum(
         self,
         rows: Sequence[int],
         weights: Float[Tensor, " row"],
         kept: Bool[Tensor, " pos"],
     ) -> Relevance:
-        """A weighted sum of rows, of the kept positions. Parts of single methods are left out."""
+        """A weighted sum of rows, of the kept positions.
+
+        Parts of single methods are left out, but for what was set apart. Where special tokens are
+        ignored, their mass is the mean of the rows'.
+        """
         every, chosen = self.relevance, list(rows)
         alike = replace(every, attention_mask=kept.expand_as(every.attention_mask))[chosen[-1]]
 
@@ -195,10 +224,17 @@ class Generation(Shown):
             return torch.tensordot(weights.to(values), values[chosen], dims=1)[None]
 
         heads, relu = every.head_tokens, every.heads_relu_dim
+        tokens = total(every.tokens)[:, kept]
+        extra: dict[str, Tensor] = {}
+        if APART in every.extra:
+            apart = total(every.extra[APART])[:, kept]
+            extra = {APART: apart, MASS: share(apart, tokens)}
+        elif MASS in every.extra:
+            extra = {MASS: every.extra[MASS][chosen].mean(dim=0, keepdim=True)}
         whole = bool((kept >= every.attention_mask[chosen].any(dim=0)).all())
         return replace(
             alike,
-            tokens=total(every.tokens)[:, kept],
+            tokens=tokens,
             target_value=total(every.target_value),
             target=[_sum_of([every.target[i] for i in chosen])],
             position=torch.tensor([int(kept.sum()) - 1]),
@@ -206,7 +242,8 @@ class Generation(Shown):
             heads_relu_dim=total(relu) if whole and relu is not None else None,
             flow={name: total(value) for name, value in every.flow.items()} if whole else {},
             records={},
-            extra={},
+            extra=extra,
+            per_token=[name for name in extra if name == APART],
         )
 
     # ------------------------------------------------------------ every pair
@@ -280,7 +317,8 @@ class Generation(Shown):
         """What all generated tokens used of the text, and where each comes from."""
         text = self.accumulated("all").words().coloured_text()
         heading = "relevance for all generated tokens, summed"
-        notes = [f"generated: {self.generated!r}", *self.relevance.metadata.get("notices", ())]
+        notes = [f"generated: {self.generated!r}", *special_note(self.relevance, "token")]
+        notes += self.relevance.metadata.get("notices", ())
         table = self.sources()
         if len(table) > display.MOST_ROWS:
             notes.append(f"the first {display.MOST_ROWS} of {len(table)} generated tokens:")

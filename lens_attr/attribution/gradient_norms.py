@@ -18,7 +18,6 @@ from lens_attr.attribution.recording import Recorder
 from lens_attr.attribution.scoring import labels_of, refuse_non_finite, target_values
 from lens_attr.graph import ModelGraph
 from lens_attr.graph.tokens import TokenBatch
-from lens_attr.rules import RuleSet
 from lens_attr.targets import Resolved
 
 
@@ -26,9 +25,11 @@ from lens_attr.targets import Resolved
 class GradientNorm(Explainer):
     """A norm of the true gradient: sensitivity, never negative, and conserving nothing.
 
-    Tokens: the gradient at the token embedding, which is also the one at token + position.
-    Heads: the gradient at z, per position; the three poolings of head relevance are then the same
-    (LRPx, Arras et al. 2025).
+    ``tokens`` [batch, pos]: the gradient at the token embedding, which is also the one at token +
+    position. ``head_tokens`` [batch, layer, pos, head]: the gradient at z; the three poolings of
+    head relevance are then the same (LRPx, Arras et al. 2025).
+
+    Cost: 1 forward and 1 backward; further targets cost 1 backward each.
     """
 
     per: ClassVar[str]
@@ -38,6 +39,10 @@ class GradientNorm(Explainer):
     @abstractmethod
     def size(gradient: Tensor) -> Tensor:
         """What one entry of the gradient counts."""
+
+    def backwards(self, graph: ModelGraph, batch: TokenBatch, targets: Sequence[Resolved]) -> int:
+        """One for each target. See `Explainer.backwards`."""
+        return len(targets)
 
     def explain_many(
         self, graph: ModelGraph, batch: TokenBatch, targets: Sequence[Resolved]
@@ -55,7 +60,7 @@ class GradientNorm(Explainer):
             tokens = masked_sum(self._size(gradient), batch.attention_mask)
             return {"tokens": tokens, "head_tokens": heads, "heads_relu_dim": heads.sum(dim=2)}
 
-        together = at_once(graph, batch, targets, RuleSet())
+        together = at_once(graph, batch.token_ids.shape, targets)
         with torch.enable_grad(), ExitStack() as stack:
             inputs.attach(graph, stack)
             stack.enter_context(recorder)
@@ -84,7 +89,12 @@ class GradientNorm(Explainer):
 
 @dataclass(frozen=True, kw_only=True)
 class GradientL1(GradientNorm):
-    """``sum_d |dF / dx_d|`` per token; ``sum_d |dF / dz_d|`` per head and position."""
+    """``sum_d |dF / dx_d|`` for each token [batch, pos] (Li et al. 2016, arXiv 1506.01066).
+
+    ``head_tokens`` [batch, layer, pos, head] is ``sum_d |dF / dz_d|`` (LRPx, Arras et al. 2025).
+
+    Cost: 1 forward and 1 backward; further targets cost 1 backward each.
+    """
 
     per = "|d {}| per unit of embedding"
 
@@ -96,7 +106,13 @@ class GradientL1(GradientNorm):
 
 @dataclass(frozen=True, kw_only=True)
 class GradientL2(GradientNorm):
-    """``sum_d (dF / dx_d)^2`` per token: the squared l2 norm, which LRPx calls l2."""
+    """``sum_d (dF / dx_d)^2`` for each token [batch, pos] (LRPx, Arras et al. 2025).
+
+    The squared l2 norm, which LRPx calls l2. ``head_tokens`` [batch, layer, pos, head] is
+    ``sum_d (dF / dz_d)^2``.
+
+    Cost: 1 forward and 1 backward; further targets cost 1 backward each.
+    """
 
     per = "(d {} per unit of embedding)^2"
 

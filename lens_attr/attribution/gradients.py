@@ -16,6 +16,7 @@ from lens_attr.attribution.embeddings import (
     EmbeddingExplainer,
     InputEmbeddings,
     baseline_embedding,
+    is_zero,
     masked_sum,
 )
 from lens_attr.attribution.explainer import Explained
@@ -42,7 +43,18 @@ OWN_OPTIONS = ("embeddings", "baseline", "record", "checkpoint")
 
 @dataclass(frozen=True, kw_only=True)
 class GradientTimesInput(EmbeddingExplainer):
-    """Embedding times gradient, the backward modified by rules (every preset of `lens_attr.rules`).
+    """``sum_d (x - x0)_d g_d``: embedding times gradient (Denil et al. 2014, arXiv 1412.6815).
+
+    g is dF/dx, the backward modified by rules: without any the plain gradient x input, with those
+    of a preset of `lens_attr.rules` LRP, AttnLRP, GIM or RelP, whose sources stand there. x0 is
+    zero, or the baseline.
+
+    ``tokens`` [batch, pos]; ``head_tokens`` [batch, layer, pos, head] is ``sum_d z_d dF/dz_d``;
+    ``records`` hold activation x gradient of the places in ``record``, in their own shape; ``flow``
+    the sums [batch, layer] at the joints of every block, for `Relevance.check`.
+
+    Cost: 1 forward and 1 backward; further targets cost 1 backward each. With ``checkpoint`` every
+    backward runs each block forward again.
 
     Attributes:
         rules: how the backward is modified.
@@ -70,6 +82,10 @@ class GradientTimesInput(EmbeddingExplainer):
         """Every option, the rules with their switches."""
         return super().describe() | {"rules": self.rules.describe(), "record": list(self.record)}
 
+    def forwards(self, graph: ModelGraph, batch: TokenBatch, targets: Sequence[Resolved]) -> int:
+        """One, and every block once more in every backward of a checkpointed forward."""
+        return 1 + self.checkpoint * len(targets)
+
     def explain_many(
         self, graph: ModelGraph, batch: TokenBatch, targets: Sequence[Resolved]
     ) -> list[Explained]:
@@ -78,7 +94,7 @@ class GradientTimesInput(EmbeddingExplainer):
         baseline = baseline_embedding(graph, self.baseline)
         lowered = not self.record
         alone = self.checkpoint or not lowered
-        together = 1 if alone else at_once(graph, batch, targets, self.rules)
+        together = 1 if alone else at_once(graph, batch.token_ids.shape, targets, self.rules)
         session = Session(graph, self.rules, strict=True, lowered=lowered)
         reading = Reading(graph, requests, Recorder(batch.padding_mask, lowered=lowered), session)
         recorder, inputs = reading.recorder, InputEmbeddings()
@@ -130,7 +146,7 @@ class GradientTimesInput(EmbeddingExplainer):
     def _degenerate(self, graph: ModelGraph, session: Session) -> list[str]:
         """A LayerNorm right after the embeddings makes their plain gradient x input zero."""
         embedding_norms = {p.name for p in graph.points("norm_scale") if p.name.startswith("embed")}
-        zero_baseline = self.baseline is None and self.embeddings == "full"
+        zero_baseline = is_zero(self.baseline) and self.embeddings == "full"
         if not embedding_norms or embedding_norms & set(session.fired) or not zero_baseline:
             return []
         return [

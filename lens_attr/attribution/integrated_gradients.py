@@ -3,32 +3,34 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, replace
 from math import inf
-from typing import Any, Literal
+from typing import Any, ClassVar, Literal
 
 import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
+from lens_attr.attribution.completeness import incomplete, remedy
 from lens_attr.attribution.embeddings import (
     Baseline,
     baseline_embedding,
     baseline_rows,
     describe_baseline,
+    is_zero,
     masked_sum,
-    refuse_misfit,
+    refuse_bad_baseline,
 )
 from lens_attr.attribution.explainer import Explained
 from lens_attr.attribution.paths import (
+    MOST_STEPS,
     Quadrature,
     average_gradient,
     between,
     chunks,
     nodes,
     refuse_no_count,
-    value_and_gradient,
+    value_and_gradients,
 )
 from lens_attr.attribution.perturbation import (
     Inputs,
@@ -38,30 +40,26 @@ from lens_attr.attribution.perturbation import (
     value_at,
 )
 from lens_attr.attribution.scoring import refuse_non_finite
-from lens_attr.errors import InputError
+from lens_attr.errors import InputError, refuse_no_number
 from lens_attr.graph import ModelGraph
 from lens_attr.graph.tokens import TokenBatch
 from lens_attr.rules import ClampGradient, RuleSet
+from lens_attr.rules.clamp import refuse_no_interval
 from lens_attr.rules.session import Session
 from lens_attr.targets import Resolved
-
-TOLERATED_GAP = 0.05
-"""Completeness gap, as a share of F(x) - F(baseline), above which the result carries a notice."""
-
-ROUNDING = 1e-5
-"""Of the two values themselves: below it a gap means nothing."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class IntegratedGradients(PerturbationExplainer):
     """``(x - x0) . integral of dF/dx over the straight path from x0 to x`` (Sundararajan 2017).
 
-    Sums to F(x) - F(x0), up to the error of the quadrature: ``extra["completeness_gap"]`` is the
-    sum minus that difference, ``extra["baseline_value"]`` is F(x0). Where the embeddings pass a
-    norm with nothing added to them (Llama from a zero baseline, BERT with
-    ``embeddings="full"``), F does not depend on their scale, so that all change lies next to zero
-    and the gap stays large for thousands of steps: use a token as the baseline. The target
-    stays the same along the path: a top logit is that of the token on top at x.
+    ``tokens`` [batch, pos]. Sums to F(x) - F(x0), up to the error of the quadrature:
+    ``extra["completeness_gap"]`` [batch] is the sum minus that difference,
+    ``extra["baseline_value"]`` [batch] is F(x0). Where the embeddings pass a norm with nothing
+    added to them (Llama from a zero baseline, BERT with ``embeddings="full"``), F does not depend
+    on their scale, so that all change lies next to zero and the gap stays large for thousands of
+    steps: use a token as the baseline. The target stays the same along the path: a top logit is
+    that of the token on top at x.
 
     Cost: ``steps`` forwards and backwards, and 2 forwards for F(x) and F(x0). Further targets
     cost ``steps`` backwards each.
@@ -82,6 +80,10 @@ class IntegratedGradients(PerturbationExplainer):
         """See `Explainer.forwards`."""
         return 1 + self.calls(self.steps, batch, targets) + self.calls(1, batch, targets)
 
+    def backwards(self, graph: ModelGraph, batch: TokenBatch, targets: Sequence[Resolved]) -> int:
+        """See `Explainer.backwards`."""
+        return self.calls(self.steps, batch, targets) * len(targets)
+
     def explain_many(
         self, graph: ModelGraph, batch: TokenBatch, targets: Sequence[Resolved]
     ) -> list[Explained]:
@@ -89,22 +91,26 @@ class IntegratedGradients(PerturbationExplainer):
         inputs = read_inputs(graph, batch, targets, self.embeddings, self.baseline)
         function = model_function(graph, batch, inputs.targets, self.embeddings)
         size = self.rows_per_call(batch, targets)
-        with self._rules(graph):
-            gradients = average_gradient(
+        mask, step = batch.attention_mask, inputs.end - inputs.start
+
+        def keep(gradient: Tensor, example: Tensor) -> Tensor:
+            return masked_sum(step[example] * self._change(gradient), mask[example])
+
+        rules = self._rules
+        together = self.backwards_at_once(graph, self.steps, batch, targets, rules)
+        with Session(graph, rules, strict=True, lowered=True):
+            tokens = average_gradient(
                 function,
                 inputs.start,
                 inputs.end,
                 *nodes(self.quadrature, self.steps),
                 size,
-                self._change,
+                keep,
+                together,
             )
-        mask, change = batch.attention_mask, inputs.end - inputs.start
         baseline_values = value_at(function, inputs.start, size)
-        each = zip(gradients, inputs.values, baseline_values, inputs.labels, strict=True)
-        return [
-            self._explained(masked_sum(change * gradient, mask), value, baseline_value, labels)
-            for gradient, value, baseline_value, labels in each
-        ]
+        each = zip(tokens, inputs.values, baseline_values, inputs.labels, strict=True)
+        return [self._explained(*parts) for parts in each]
 
     def _explained(
         self,
@@ -120,46 +126,29 @@ class IntegratedGradients(PerturbationExplainer):
             target_value=value,
             labels=labels,
             extra={"baseline_value": baseline_value, "completeness_gap": gap},
-            notices=self._incomplete(value, baseline_value, gap),
+            notices=incomplete("the relevance", value, baseline_value, gap, self._remedy()),
         )
 
-    def _rules(self, graph: ModelGraph) -> AbstractContextManager[Any]:
+    @property
+    def _rules(self) -> RuleSet:
         """What modifies the backward passes."""
-        return nullcontext()
+        return RuleSet()
 
     def _change(self, gradient: Tensor) -> Tensor:
         """What modifies the gradient that arrives at the embeddings."""
         return gradient
 
-    def _incomplete(
-        self,
-        value: Float[Tensor, " batch"],
-        baseline_value: Float[Tensor, " batch"],
-        gap: Float[Tensor, " batch"],
-    ) -> list[str]:
-        change = (value - baseline_value).abs()
-        rounding = ROUNDING * (value.abs() + baseline_value.abs())
-        off = gap.abs() > TOLERATED_GAP * change + rounding
-        if not bool(off.any()):
-            return []
-        worst = float((gap.abs() / change.clamp_min(1e-30))[off].max())
-        return [
-            f"the relevance does not sum to F(x) - F(baseline): the completeness gap is up to "
-            f'{worst:.0%} of that difference (r.extra["completeness_gap"]). {self._remedy()}'
-        ]
-
     def _remedy(self) -> str:
-        if self.baseline is None:
-            return (
-                f"Take more steps (now {self.steps}), or a token as the baseline (baseline="
-                '"pad"): a model that normalises its embeddings first changes abruptly near zero.'
-            )
-        return f"Take more steps (now {self.steps}), or a baseline nearer to the text."
+        return remedy("steps", self.steps, self.baseline)
 
 
 @dataclass(frozen=True, kw_only=True)
 class ClippedIntegratedGradients(IntegratedGradients):
-    """IGCG: integrated gradients with clipped gradients (the comparison of the AIEG paper).
+    """IGCG: integrated gradients with clipped gradients (comparison of the AIEG paper, 2025).
+
+        tokens [batch, pos] = sum_d (x - x0)_d . integral of (dF/dx)_d under the clamp
+
+    The results and the baseline are those of `IntegratedGradients`.
 
     The paper clips the recurrence dh_t / dh_(t-1) of a recurrent network to
     [theta_minus, theta_plus], against exploding gradients. A transformer has no such recurrence,
@@ -167,7 +156,11 @@ class ClippedIntegratedGradients(IntegratedGradients):
     handed down from block to block (`la.rules.ClampGradient`). ``where="input"`` is the weaker
     reading, which clamps the gradient that arrives at the embeddings; the default bound never
     binds there, so it equals integrated gradients. With infinite bounds both are integrated
-    gradients exactly; where the clamp acts, the sum is no longer F(x) - F(x0).
+    gradients exactly; where the clamp acts, the sum is no longer F(x) - F(x0), and
+    ``extra["completeness_gap"]`` [batch] says by how much.
+
+    Cost: ``steps`` forwards and backwards, and 2 forwards. Further targets cost ``steps`` backwards
+    each.
 
     Attributes:
         theta_minus: smallest entry of the gradient.
@@ -183,15 +176,12 @@ class ClippedIntegratedGradients(IntegratedGradients):
         super().__post_init__()
         if self.where not in ("blocks", "input"):
             raise InputError(f"where must be 'blocks' or 'input', got {self.where!r}.")
-        self._clamp()
+        refuse_no_interval("theta_minus", self.theta_minus, "theta_plus", self.theta_plus)
 
-    def _clamp(self) -> ClampGradient:
-        return ClampGradient(low=self.theta_minus, high=self.theta_plus)
-
-    def _rules(self, graph: ModelGraph) -> AbstractContextManager[Any]:
-        if self.where == "input":
-            return nullcontext()
-        return Session(graph, RuleSet((self._clamp(),), name="ig_clipped"), strict=True)
+    @property
+    def _rules(self) -> RuleSet:
+        clamp = ClampGradient(low=self.theta_minus, high=self.theta_plus)
+        return RuleSet((clamp,) if self.where == "blocks" else (), name="ig_clipped")
 
     def _change(self, gradient: Tensor) -> Tensor:
         if self.where == "blocks":
@@ -240,12 +230,15 @@ class GradientShap(PerturbationExplainer):
     """GradSHAP: ``E[(x - x0) . dF/dx at x0 + alpha (x - x0)]`` (Lundberg & Lee 2017).
 
     The expectation over random baselines x0 and alphas uniform in [0, 1], as a mean over
-    ``n_samples``; ``extra["standard_error"]`` says how far it may be off, per token. Sums, in
-    expectation, to F(x) - E[F(x0)]. The same seed gives the same result on every device and for
-    every batch size; torch's global random state is neither read nor changed.
+    ``n_samples``: ``tokens`` [batch, pos], with ``extra["standard_error"]`` [batch, pos]. Sums, in
+    expectation, to F(x) - E[F(x0)]: ``extra["baseline_value"]`` [batch] is the mean of F(x0) over
+    the samples, ``extra["completeness_gap"]`` [batch] the sum of the tokens minus F(x) less that
+    mean, and ``extra["completeness_standard_error"]`` [batch] how far chance alone may put it from
+    its expectation, which is 0. The same seed gives the same result on every device and for every
+    batch size; torch's global random state is neither read nor changed.
 
-    Cost: ``n_samples`` forwards and backwards, and 1 forward. Further targets cost ``n_samples``
-    backwards each.
+    Cost: ``n_samples`` forwards and backwards, and ``n_samples + 1`` forwards for F(x0) and F(x).
+    Further targets cost ``n_samples`` backwards each.
 
     Attributes:
         n_samples: number of (x0, alpha) pairs, at least 2.
@@ -256,6 +249,8 @@ class GradientShap(PerturbationExplainer):
             the one.
     """
 
+    per_token: ClassVar = ("standard_error",)
+
     n_samples: int = 50
     seed: int = 0
     noise: float = 0.1
@@ -263,14 +258,17 @@ class GradientShap(PerturbationExplainer):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        refuse_no_count("n_samples", self.n_samples, least=2)
-        refuse_no_count("seed", self.seed, least=0)
-        if not 0 <= self.noise < inf:
-            raise InputError(f"noise must be 0 or more, and finite, got {self.noise!r}.")
+        refuse_no_count("n_samples", self.n_samples, least=2, most=MOST_STEPS)
+        refuse_no_count("seed", self.seed, least=0, most=2**63 - 1)
+        refuse_no_number("noise", self.noise, least=0)
         if self.baselines is None:
             return
-        if isinstance(self.baselines, str) or not len(self.baselines):
-            raise InputError("baselines must be a list of one or more tokens, ids or tensors.")
+        several = isinstance(self.baselines, Sequence) and not isinstance(self.baselines, str)
+        if not several or not self.baselines:
+            raise InputError(
+                "baselines must be a list of one or more tokens, ids or tensors, got "
+                f"{type(self.baselines).__name__}: write [...], or list(tensor) for its rows."
+            )
         if self.baseline is not None:
             raise InputError("give baseline or baselines, not both.")
 
@@ -285,9 +283,9 @@ class GradientShap(PerturbationExplainer):
         return self.noise == 0
 
     def refuse(self, graph: ModelGraph, batch: TokenBatch) -> None:
-        """Every baseline must fit the embeddings of the whole batch."""
+        """Every baseline must be one that fits the embeddings of the whole batch."""
         for baseline in self._baselines():
-            refuse_misfit(graph, baseline, batch)
+            refuse_bad_baseline(graph, baseline, batch)
 
     def rows(self, index: Sequence[int], n: int) -> GradientShap:
         """Baselines with a batch axis are cut with the batch."""
@@ -297,7 +295,8 @@ class GradientShap(PerturbationExplainer):
 
     def describe(self) -> dict[str, Any]:
         """Every option; tensors by their shape."""
-        each = self.baselines and [describe_baseline(one) for one in self.baselines]
+        several = self.baselines
+        each = None if several is None else [describe_baseline(one) for one in several]
         return super().describe() | {"baselines": each}
 
     def _baselines(self) -> list[Baseline]:
@@ -305,46 +304,76 @@ class GradientShap(PerturbationExplainer):
 
     def forwards(self, graph: ModelGraph, batch: TokenBatch, targets: Sequence[Resolved]) -> int:
         """See `Explainer.forwards`."""
-        return 1 + self.calls(self.n_samples, batch, targets)
+        return 1 + 2 * self.calls(self.n_samples, batch, targets)
+
+    def backwards(self, graph: ModelGraph, batch: TokenBatch, targets: Sequence[Resolved]) -> int:
+        """See `Explainer.backwards`."""
+        return self.calls(self.n_samples, batch, targets) * len(targets)
 
     def explain_many(
         self, graph: ModelGraph, batch: TokenBatch, targets: Sequence[Resolved]
     ) -> list[Explained]:
         """The forwards of the samples serve every target. See `Explainer.explain_many`."""
         inputs = read_inputs(graph, batch, targets, self.embeddings, None)
-        samples = self._samples(graph, batch, inputs)
-        each = zip(samples, inputs.values, inputs.labels, strict=True)
+        each = zip(*self._samples(graph, batch, inputs), inputs.values, inputs.labels, strict=True)
         return [self._explained(*parts) for parts in each]
 
     def _explained(
         self,
         samples: Float[Tensor, "sample batch pos"],
+        at_baselines: Float[Tensor, "sample batch"],
         value: Float[Tensor, " batch"],
         labels: list[str],
     ) -> Explained:
-        tokens = samples.mean(dim=0)
+        tokens, baseline_value = samples.mean(dim=0), at_baselines.mean(dim=0)
         refuse_non_finite("relevance", tokens)
-        error = samples.std(dim=0) / self.n_samples**0.5
-        return Explained(tokens, value, labels, extra={"standard_error": error})
+        gaps = samples.sum(dim=2) - (value - at_baselines)
+        gap = gaps.mean(dim=0)
+        return Explained(
+            tokens,
+            value,
+            labels,
+            extra={
+                "standard_error": self._standard_error(samples),
+                "baseline_value": baseline_value,
+                "completeness_gap": gap,
+                "completeness_standard_error": self._standard_error(gaps),
+            },
+            notices=incomplete("the relevance", value, baseline_value, gap, self._remedy()),
+        )
+
+    def _standard_error(self, samples: Tensor) -> Tensor:
+        """Of the mean over the samples, the first axis."""
+        return samples.std(dim=0) / self.n_samples**0.5
+
+    def _remedy(self) -> str:
+        zero = next(filter(is_zero, self._baselines()), self._baselines()[0])
+        return (
+            'Its standard error is r.extra["completeness_standard_error"]. '
+            f"{remedy('samples', self.n_samples, zero)}"
+        )
 
     def _samples(
         self, graph: ModelGraph, batch: TokenBatch, inputs: Inputs
-    ) -> Float[Tensor, "target sample batch pos"]:
-        """(x - x0) . gradient of every sample."""
+    ) -> tuple[Float[Tensor, "target sample batch pos"], Float[Tensor, "target sample batch"]]:
+        """(x - x0) . gradient, and F(x0), of every sample."""
         end, mask = inputs.end, batch.attention_mask
         function = model_function(graph, batch, inputs.targets, self.embeddings)
         starts = self._starts(graph, batch, inputs)
         alphas = starts.draws.alpha.to(end.device)
         found = end.new_zeros(len(inputs.targets), self.n_samples, *mask.shape)
+        at_baselines = found.new_zeros(found.shape[:3])
         size = self.rows_per_call(batch, inputs.targets)
+        together = self.backwards_at_once(graph, self.n_samples, batch, inputs.targets)
         for sample, example in chunks(self.n_samples, len(batch), size, end.device):
             start, here = starts(sample, example), end[example]
-            _, gradients = value_and_gradient(
-                function, between(start, here, alphas[sample]), example
-            )
+            with torch.no_grad():
+                at_baselines[:, sample, example] = function(start, example).to(found)
+            point = between(start, here, alphas[sample])
+            _, gradients = value_and_gradients(function, point, example, together)
             for own, gradient in zip(found, gradients, strict=True):
                 own[sample, example] = masked_sum((here - start) * gradient, mask[example])
-        return found
+        return found, at_baselines
 
     def _starts(self, graph: ModelGraph, batch: TokenBatch, inputs: Inputs) -> RandomBaselines:
         end, mask = inputs.end, batch.attention_mask

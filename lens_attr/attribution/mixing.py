@@ -28,6 +28,7 @@ from lens_attr.errors import UnsupportedModelError
 from lens_attr.graph import ModelGraph, Role
 from lens_attr.graph.tokens import TokenBatch
 from lens_attr.graph.weights import AttentionOutput, attention_output
+from lens_attr.targets import Resolved
 
 MIXING_ROLES: tuple[Role, ...] = ("residual", "v", "pattern", "attn_out")
 """What `linearised` reads of a block."""
@@ -209,11 +210,15 @@ def _pairs(
 
 
 def seen_positions(
-    graph: ModelGraph, batch: TokenBatch, position: Int[Tensor, " batch"]
+    graph: ModelGraph, batch: TokenBatch, targets: Sequence[Resolved]
 ) -> list[Int[Tensor, " _"]]:
-    """The positions of each example that can reach its explained position."""
+    """The positions of each example that can reach an explained one.
+
+    How they mix is the same for every target: in a causal model a position reads none behind it,
+    so that what reaches it is the leading block of what reaches the last.
+    """
     seen = batch.attention_mask
     if not graph.is_masked_model:
-        columns = torch.arange(seen.shape[1], device=seen.device)
-        seen = seen & (columns <= position[:, None])
+        last = torch.stack([target.position for target in targets]).amax(dim=0)
+        seen = seen & (torch.arange(seen.shape[1], device=seen.device) <= last[:, None])
     return [row.nonzero().flatten() for row in seen]

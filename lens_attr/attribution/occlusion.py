@@ -22,7 +22,6 @@ from lens_attr.attribution.scoring import (
     by_position,
     refuse_non_finite,
     target_values,
-    with_shared_position,
 )
 from lens_attr.errors import InputError
 from lens_attr.graph import ModelGraph
@@ -47,15 +46,20 @@ Hidden = Bool[Tensor, "row pos"]
 class Occlusion(PerturbationExplainer):
     """``F(x) - F(x without token i)`` (Zeiler & Fergus 2014; leave-one-out, Li et al. 2016).
 
+    ``tokens`` [batch, pos]: the mean of that difference over the windows that cover the token.
+
     A token is occluded by putting ``baseline`` in the place of its embedding, or, with
     ``baseline="remove"``, by taking it out of the text, so that later positions move up; where
     the removed token is the one that predicts, the token before it predicts. The true change of
     the model, not an approximation by gradients; it does not sum to the target.
 
     Cost: 1 forward, and 1 for each occluded window, in batches of ``max_batch_tokens``. Further
-    targets at the same position cost nothing.
+    targets cost nothing, wherever they stand (in a masked model, ``"remove"`` keeps what predicts,
+    so that each position has texts of its own).
 
     Attributes:
+        embeddings: which part of the embedding gives way; not with ``"remove"``, which takes away
+            all of it.
         window: how many neighbouring tokens are occluded together. Every window of the text is
             occluded once, and a token gets the mean over the windows that cover it.
         special_tokens: whether special tokens are left alone, see `SpecialTokens`.
@@ -71,24 +75,47 @@ class Occlusion(PerturbationExplainer):
             raise InputError(
                 f"special_tokens must be 'keep' or 'occlude', got {self.special_tokens!r}."
             )
+        if self._removes and self.embeddings != "token":
+            raise InputError(
+                'baseline="remove" takes tokens out of the text, with all that is embedded of '
+                'them: embeddings="full" belongs to the baselines that take their place.'
+            )
+
+    def refuse(self, graph: ModelGraph, batch: TokenBatch) -> None:
+        """See `Explainer.refuse`."""
+        if not self._removes:
+            super().refuse(graph, batch)
 
     def forwards(self, graph: ModelGraph, batch: TokenBatch, targets: Sequence[Resolved]) -> int:
         """See `Explainer.forwards`."""
         found = 0
-        for group in by_position(targets):
+        for group in self._groups(graph, targets):
             some = [targets[k] for k in group]
             occludable = self._occludable(graph, batch, some[0])
             rows = Windows.of(occludable, self.window).rows(_whole_batch(some))
             found += 1 + -(-len(rows) // self.rows_per_call(batch, some))
         return found
 
+    def backwards(self, graph: ModelGraph, batch: TokenBatch, targets: Sequence[Resolved]) -> int:
+        """None. See `Explainer.backwards`."""
+        return 0
+
     def explain_many(
         self, graph: ModelGraph, batch: TokenBatch, targets: Sequence[Resolved]
     ) -> list[Explained]:
-        """Every occluded text serves the targets of one position. See `Explainer.explain_many`."""
-        return with_shared_position(targets, lambda some: self._at_one_position(graph, batch, some))
+        """Every occluded text serves all targets. See `Explainer.explain_many`."""
+        found: dict[int, Explained] = {}
+        for group in self._groups(graph, targets):
+            some = [targets[k] for k in group]
+            found |= zip(group, self._together(graph, batch, some), strict=True)
+        return [found[k] for k in range(len(targets))]
 
-    def _at_one_position(
+    def _groups(self, graph: ModelGraph, targets: Sequence[Resolved]) -> list[list[int]]:
+        """Indices of the targets that share their occluded texts."""
+        own_texts = self._removes and graph.is_masked_model
+        return by_position(targets) if own_texts else [list(range(len(targets)))]
+
+    def _together(
         self, graph: ModelGraph, batch: TokenBatch, targets: Sequence[Resolved]
     ) -> list[Explained]:
         baseline = None if self._removes else self.baseline

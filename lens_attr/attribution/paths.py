@@ -8,7 +8,7 @@ same axis of targets in front.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from typing import Literal, get_args
 
 import numpy as np
@@ -23,10 +23,17 @@ Function = Callable[[Tensor, Tensor], Tensor]
 """Points [row, ...] and the example each belongs to [row], to one number per row [row], or several
 [target, row]."""
 
+Keep = Callable[[Tensor, Tensor], Tensor]
+"""The gradients of rows [row, ...] and the example each belongs to [row], to what is kept of each
+[row, ...]."""
+
 Quadrature = Literal["left", "right", "midpoint", "gauss_legendre"]
 """Where on the path the gradient is taken. The error falls as 1 / steps for ``"left"`` and
 ``"right"`` (the Riemann sum of the IG paper), as 1 / steps^2 for ``"midpoint"``, and faster than
 any power for ``"gauss_legendre"`` where the function is smooth."""
+
+MOST_STEPS, MOST_NODES = 1_000_000, 2_000
+"""What a path is cut into at most; the second with Gauss-Legendre quadrature."""
 
 
 def nodes(
@@ -40,8 +47,13 @@ def nodes(
     known = get_args(Quadrature)
     if quadrature not in known:
         raise InputError(f"unknown quadrature {quadrature!r}; {did_you_mean(quadrature, known)}")
-    refuse_no_count("steps", steps)
+    refuse_no_count("steps", steps, most=MOST_STEPS)
     if quadrature == "gauss_legendre":
+        if steps > MOST_NODES:
+            raise InputError(
+                f"steps must be at most {MOST_NODES} for Gauss-Legendre quadrature, whose nodes "
+                f'come from a matrix of steps x steps, got {steps}: take quadrature="midpoint".'
+            )
         places, weights = np.polynomial.legendre.leggauss(steps)
         return torch.from_numpy((places + 1) / 2), torch.from_numpy(weights / 2)
     offset = {"left": 0.0, "right": 1.0, "midpoint": 0.5}[quadrature]
@@ -49,14 +61,16 @@ def nodes(
     return places, torch.full_like(places, 1 / steps)
 
 
-def refuse_no_count(name: str, value: object, least: int = 1) -> None:
-    """Raise unless ``value`` is a whole number of at least ``least``.
+def refuse_no_count(name: str, value: object, least: int = 1, most: int = 10**9) -> None:
+    """Raise unless ``value`` is a whole number from ``least`` to ``most``.
 
     Raises:
         InputError: naming the option.
     """
     if isinstance(value, bool) or not isinstance(value, int) or value < least:
         raise InputError(f"{name} must be a whole number of at least {least}, got {value!r}.")
+    if value > most:
+        raise InputError(f"{name} must be at most {most}, got {value}.")
 
 
 def chunks(
@@ -67,16 +81,23 @@ def chunks(
         yield rows // examples, rows % examples
 
 
-def value_and_gradient(
-    function: Function, point: Float[Tensor, "row ..."], example: Int[Tensor, " row"]
-) -> tuple[Float[Tensor, "*target row"], Float[Tensor, "*target row ..."]]:
-    """One forward for all rows, and one backward for each target; works under ``no_grad``."""
+def value_and_gradients(
+    function: Function,
+    point: Float[Tensor, "row ..."],
+    example: Int[Tensor, " row"],
+    at_once: int = 1,
+) -> tuple[Float[Tensor, "*target row"], Iterator[Float[Tensor, "row ..."]]]:
+    """One forward for all rows, and one backward for each target; works under ``no_grad``.
+
+    The gradients come one target after the other, so that no more than ``at_once`` of them exist
+    at a time (see `each_gradient`).
+    """
     with torch.enable_grad():
         leaf = point.detach().requires_grad_()
         value = function(leaf, example)
         each = value.reshape(-1, len(point)).unbind()
-        found = [one["of leaf"] for one in each_gradient(each, leaf, lambda g: {"of leaf": g})]
-    return value.detach(), torch.stack(found).reshape(*value.shape[:-1], *point.shape)
+    found = each_gradient(each, leaf, lambda grad: {"leaf": grad}, at_once=at_once)
+    return value.detach(), (one["leaf"] for one in found)
 
 
 def between(
@@ -85,7 +106,7 @@ def between(
     alpha: Float[Tensor, " row"],
 ) -> Float[Tensor, "row ..."]:
     """start + alpha (end - start); exactly ``end`` at alpha = 1."""
-    return torch.lerp(start, end, _beside(alpha, end))
+    return torch.lerp(start, end, beside(alpha, end))
 
 
 def average_gradient(
@@ -95,12 +116,13 @@ def average_gradient(
     alphas: Float[Tensor, " step"],
     weights: Float[Tensor, " step"],
     size: int,
-    change: Callable[[Tensor], Tensor] | None = None,
+    keep: Keep = lambda gradient, _: gradient,
+    at_once: int = 1,
 ) -> Float[Tensor, "*target example ..."]:
-    """Weighted sum of the gradients at ``start + alpha (end - start)``.
+    """Weighted sum of what is kept of the gradients at ``start + alpha (end - start)``.
 
-    One forward, and one backward for each target, for every ``size`` rows; memory does not grow
-    with the steps.
+    One forward, and one backward for each target, for every ``size`` rows. Memory does not grow
+    with the steps, and with the targets only by the result.
 
     Args:
         function: what is differentiated.
@@ -109,21 +131,24 @@ def average_gradient(
         alphas: places on the path, see `nodes`.
         weights: of the gradients there.
         size: rows per call of ``function``.
-        change: applied to every gradient before it is added.
+        keep: what is added of every gradient; all of it unless told otherwise.
+        at_once: how many backwards run as one, see `each_gradient`.
     """
-    total: Tensor | None = None
+    totals: list[Tensor] = []
+    targets: Sequence[int] = ()
     alphas, weights = alphas.to(end.device), weights.to(end.device)
     for step, example in chunks(len(alphas), len(end), size, end.device):
         point = between(start[example], end[example], alphas[step])
-        _, gradient = value_and_gradient(function, point, example)
-        gradient = gradient if change is None else change(gradient)
-        if total is None:
-            total = gradient.new_zeros(*gradient.shape[: -end.ndim], *end.shape)
-        total.index_add_(-end.ndim, example, _beside(weights[step], point) * gradient)
-    assert total is not None
-    return total
+        value, gradients = value_and_gradients(function, point, example, at_once)
+        targets = value.shape[:-1]
+        for k, gradient in enumerate(gradients):
+            kept = keep(gradient, example)
+            if k == len(totals):
+                totals.append(kept.new_zeros(len(end), *kept.shape[1:]))
+            totals[k].index_add_(0, example, beside(weights[step], kept) * kept)
+    return torch.stack(totals).reshape(*targets, *totals[0].shape)
 
 
-def _beside(factor: Float[Tensor, " row"], rows: Float[Tensor, "row ..."]) -> Tensor:
+def beside(factor: Float[Tensor, " row"], rows: Float[Tensor, "row ..."]) -> Tensor:
     """One factor per row, shaped and typed to multiply ``rows``."""
     return factor.to(rows).view(-1, *[1] * (rows.ndim - 1))

@@ -18,10 +18,12 @@ from lens_attr.attribution.embeddings import (
     baseline_embedding,
     replaced_embedding,
 )
+from lens_attr.attribution.jacobian import at_once
 from lens_attr.attribution.paths import Function, refuse_no_count
 from lens_attr.attribution.scoring import labels_of, target_values
 from lens_attr.graph import ModelGraph
 from lens_attr.graph.tokens import TokenBatch
+from lens_attr.rules import RuleSet
 from lens_attr.targets import Resolved
 
 
@@ -31,9 +33,9 @@ class PerturbationExplainer(EmbeddingExplainer):
 
     Attributes:
         embeddings: which part of the embedding is varied; with ``"token"`` positions stay.
-        baseline: what it is varied towards: None for zero, ``"pad"``, a token, an id, or a tensor
-            [d_model], [pos, d_model] or [batch, pos, d_model]. It stands in the place of all that
-            ``embeddings`` names, so with ``"full"`` a zero baseline zeroes token and position.
+        baseline: what it is varied towards: None or ``"zero"``, ``"pad"``, a token, an id, or a
+            tensor [d_model], [pos, d_model] or [batch, pos, d_model]. It stands in the place of
+            all that ``embeddings`` names, so with ``"full"`` zero zeroes token and position.
         max_batch_tokens: how many tokens go through the model at a time, padding included; fewer
             need less memory. A single text is never split, and a `la.Metric` always sees the
             batch it was written for.
@@ -59,6 +61,18 @@ class PerturbationExplainer(EmbeddingExplainer):
         if any(target.full is not None for target in targets):
             return len(batch)
         return max(1, self.max_batch_tokens // batch.token_ids.shape[1])
+
+    def backwards_at_once(
+        self,
+        graph: ModelGraph,
+        variants: int,
+        batch: TokenBatch,
+        targets: Sequence[Resolved],
+        rules: RuleSet | None = None,
+    ) -> int:
+        """How many backwards of a call run as one, see `at_once`."""
+        rows = min(variants * len(batch), self.rows_per_call(batch, targets))
+        return at_once(graph, (rows, batch.token_ids.shape[1]), targets, rules)
 
 
 @dataclass(frozen=True)

@@ -15,7 +15,15 @@ from lens_attr import display
 from lens_attr.attribution import storage
 from lens_attr.attribution.conservation import Conservation, conservation_of
 from lens_attr.attribution.spans import SpanRelevance, SpanSpec, by_sentence, by_span, by_word
-from lens_attr.attribution.special_tokens import Also, Policy, chosen, mass_on, under_policy
+from lens_attr.attribution.special_tokens import (
+    MASS,
+    Also,
+    Policy,
+    chosen,
+    mass_on,
+    special_note,
+    under_policy,
+)
 from lens_attr.display import MOST_SHOWN, ColouredText, Glance, Shown
 from lens_attr.errors import InputError, did_you_mean
 
@@ -52,6 +60,7 @@ class Relevance(Shown):
         records: activation x arriving gradient at every recorded role or hook point.
         flow: relevance summed over all positions at the joints of every block, for `check`.
         extra: parts that belong to one method alone (emphasis factors, per-layer terms, ...).
+        per_token: names of those in ``extra`` that have one value per token [B, P].
         special: True on tokens that the tokenizer calls special (BOS, [CLS], [SEP], [MASK]).
         metadata: everything needed to say how this was made (model, rules, options, versions).
     """
@@ -72,12 +81,13 @@ class Relevance(Shown):
     extra: Mapping[str, Tensor] = field(default_factory=dict)
     metadata: Mapping[str, Any] = field(default_factory=dict)
     special: Bool[Tensor, "B P"] | None = None
+    per_token: Sequence[str] = ()
 
     def __len__(self) -> int:
         return len(self.str_tokens)
 
     def __getitem__(self, example: int) -> Relevance:
-        """One example without its padding; records and extras keep their padded layout."""
+        """One example without its padding; records keep their padded layout."""
         if not -len(self) <= example < len(self):
             raise InputError(f"example {example} is out of range: there are {len(self)}.")
         example %= len(self)
@@ -97,7 +107,10 @@ class Relevance(Shown):
             heads_relu_dim=None if self.heads_relu_dim is None else self.heads_relu_dim[keep],
             records={name: value[keep] for name, value in self.records.items()},
             flow={name: value[keep] for name, value in self.flow.items()},
-            extra={name: value[keep] for name, value in self.extra.items()},
+            extra={
+                name: value[keep, real] if name in self.per_token else value[keep]
+                for name, value in self.extra.items()
+            },
             special=None if self.special is None else self.special[keep, real],
         )
 
@@ -108,17 +121,8 @@ class Relevance(Shown):
         """The coloured texts, up to the first 8 examples."""
         shown = [self.coloured_text(i) for i in range(min(len(self), MOST_SHOWN))]
         notes = [f"... and {len(self) - MOST_SHOWN} more"] if len(self) > MOST_SHOWN else []
-        notes += self._special_note()
+        notes += special_note(self, "example")
         return Glance(self.headline, shown, [*notes, *self.metadata.get("notices", ())])
-
-    def _special_note(self) -> list[str]:
-        mass = self.special_mass
-        if not bool((mass > 0).any()):
-            return []
-        each = f", mean of {len(self)} examples" if len(self) > 1 else ""
-        fate = {"ignore": " (left out)", "separate": ' (in r.extra["special_tokens"])'}
-        policy = fate.get(self.metadata.get("special_tokens", ""), "")
-        return [f"special tokens hold {mass.mean():.0%} of the absolute relevance{each}{policy}"]
 
     @property
     def headline(self) -> str:
@@ -199,8 +203,8 @@ class Relevance(Shown):
     @property
     def special_mass(self) -> Float[Tensor, " B"]:
         """Share of the absolute relevance that special tokens hold (held, where set aside)."""
-        if "special_mass" in self.extra:
-            return self.extra["special_mass"]
+        if MASS in self.extra:
+            return self.extra[MASS]
         return mass_on(self.tokens, chosen(self, None))
 
     def with_special_tokens(self, policy: Policy, also: Also = None) -> Relevance:

@@ -2,23 +2,17 @@
 
 from __future__ import annotations
 
-from abc import abstractmethod
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
-from functools import partial
-from typing import Any, TypeVar
+from collections.abc import Sequence
+from typing import Any
 
 import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from lens_attr.attribution.explainer import Explained, Explainer
 from lens_attr.errors import InputError, NonFiniteError
 from lens_attr.graph import ModelGraph
 from lens_attr.graph.tokens import TokenBatch
 from lens_attr.targets import Resolved
-
-Item = TypeVar("Item")
 
 Scored = tuple[Float[Tensor, " batch"], Float[Tensor, "batch d_vocab"]]
 """The explained number, and the logits at the explained position (detached)."""
@@ -73,38 +67,6 @@ def by_position(targets: Sequence[Resolved]) -> list[list[int]]:
     for k, target in enumerate(targets):
         groups.setdefault(tuple(target.position.tolist()), []).append(k)
     return list(groups.values())
-
-
-def with_shared_position(
-    targets: Sequence[Resolved], explain: Callable[[list[Resolved]], list[Item]]
-) -> list[Item]:
-    """``explain`` called once for the targets of each position; its results in their old order."""
-    found: dict[int, Item] = {}
-    for group in by_position(targets):
-        found |= zip(group, explain([targets[k] for k in group]), strict=True)
-    return [found[k] for k in range(len(targets))]
-
-
-@dataclass(frozen=True, kw_only=True)
-class PerPosition(Explainer):
-    """A method whose work depends on the explained position and not on what is explained there."""
-
-    @abstractmethod
-    def at_one_position(
-        self, graph: ModelGraph, batch: TokenBatch, targets: Sequence[Resolved]
-    ) -> list[Explained]:
-        """`explain_many` of targets that share their position."""
-
-    def explain_many(
-        self, graph: ModelGraph, batch: TokenBatch, targets: Sequence[Resolved]
-    ) -> list[Explained]:
-        """The targets of each position together. See `Explainer.explain_many`."""
-        each = partial(self.at_one_position, graph, batch)
-        return with_shared_position(targets, each)
-
-    def forwards(self, graph: ModelGraph, batch: TokenBatch, targets: Sequence[Resolved]) -> int:
-        """One for each position."""
-        return len(by_position(targets))
 
 
 def _one_per_example(value: Any, n: int) -> Float[Tensor, " batch"]:

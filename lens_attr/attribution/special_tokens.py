@@ -26,11 +26,20 @@ Also = Bool[Tensor, "B P"] | str | Sequence[str] | None
 """More tokens to treat as special: a mask, or their strings as in ``str_tokens``."""
 
 
+APART, MASS = "special_tokens", "special_mass"
+"""The parts in ``extra`` that hold what was set apart, and the share that was set aside."""
+
+
 def mass_on(tokens: Float[Tensor, "B P"], special: Bool[Tensor, "B P"]) -> Float[Tensor, " B"]:
     """Share of the absolute relevance that some tokens hold; 0 where there is no relevance."""
-    size = tokens.abs()
-    total = size.sum(dim=1)
-    return torch.where(special, size, 0.0).sum(dim=1) / total.where(total > 0, 1.0)
+    return share(torch.where(special, tokens, 0.0), torch.where(special, 0.0, tokens))
+
+
+def share(part: Float[Tensor, "B P"], rest: Float[Tensor, "B P"]) -> Float[Tensor, " B"]:
+    """What a part is of the absolute relevance of both; 0 where there is none."""
+    size = part.abs().sum(dim=1)
+    total = size + rest.abs().sum(dim=1)
+    return size / total.where(total > 0, 1.0)
 
 
 def under_policy(relevance: Relevance, policy: str, also: Also) -> Relevance:
@@ -41,18 +50,37 @@ def under_policy(relevance: Relevance, policy: str, also: Also) -> Relevance:
     special = chosen(relevance, also)
     if policy == "keep":
         return replace(relevance, special=special)
-    if "special_mass" in relevance.extra:
+    if MASS in relevance.extra:
         raise InputError("the special tokens of this result are set aside already.")
-    extra = {"special_mass": mass_on(relevance.tokens, special)}
+    extra = {MASS: mass_on(relevance.tokens, special)}
+    per_token = relevance.per_token
     if policy == "separate":
-        extra["special_tokens"] = torch.where(special, relevance.tokens, 0.0)
+        extra[APART] = torch.where(special, relevance.tokens, 0.0)
+        per_token = (*per_token, APART)
     return replace(
         relevance,
         tokens=torch.where(special, 0.0, relevance.tokens),
         special=special,
         extra={**relevance.extra, **extra},
+        per_token=per_token,
         metadata={**relevance.metadata, "special_tokens": policy},
     )
+
+
+def special_note(relevance: Relevance, row: str) -> list[str]:
+    """What special tokens hold, in words; nothing where they hold none.
+
+    Args:
+        relevance: any result.
+        row: what its rows are, e.g. ``"example"``.
+    """
+    mass = relevance.special_mass
+    if not bool((mass > 0).any()):
+        return []
+    each = f", mean of {len(mass)} {row}s (at most {mass.max():.0%})" if len(mass) > 1 else ""
+    fate = {"ignore": " (left out)", "separate": f' (in r.extra["{APART}"])'}
+    policy = fate.get(relevance.metadata.get("special_tokens", ""), "")
+    return [f"special tokens hold {mass.mean():.0%} of the absolute relevance{each}{policy}"]
 
 
 def chosen(relevance: Relevance, also: Also) -> Bool[Tensor, "B P"]:

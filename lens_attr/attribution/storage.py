@@ -6,10 +6,10 @@ import hashlib
 import json
 import os
 import secrets
-from collections.abc import Sequence
-from contextlib import suppress
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager, suppress
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, BinaryIO
 
 from safetensors.torch import load
 from safetensors.torch import save as to_bytes
@@ -24,7 +24,7 @@ FORMAT = 1
 TENSORS = ("tokens", "token_ids", "attention_mask", "target_value", "position")
 OPTIONAL = ("head_tokens", "heads_relu_dim", "special")
 MAPPINGS = ("records", "flow", "extra")
-PLAIN = ("str_tokens", "target", "method", "unit")
+PLAIN = ("str_tokens", "target", "method", "unit", "per_token")
 SAVED = (*PLAIN, "metadata", "order")
 """What the json of a saved result holds."""
 
@@ -84,10 +84,21 @@ def write_whole(path: Path, data: bytes) -> None:
     Raises:
         OSError: the disk is full, ...; then the old file is as it was.
     """
+    with writing_whole(path) as file:
+        file.write(data)
+
+
+@contextmanager
+def writing_whole(path: Path) -> Iterator[BinaryIO]:
+    """As `write_whole`, for what is not in memory: yields a file that becomes ``path`` at the end.
+
+    Raises:
+        OSError: the disk is full, ...; then the old file is as it was.
+    """
     temporary = path.with_name(f".{path.name}.{secrets.token_hex(8)}.tmp")
     try:
         with temporary.open("xb") as file:
-            file.write(data)
+            yield file
             file.flush()
             os.fsync(file.fileno())
         os.replace(temporary, path)

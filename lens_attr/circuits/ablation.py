@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Callable, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass, field
 from functools import partial
 
+import numpy as np
 import torch
 from jaxtyping import Bool, Float
+from numpy.typing import NDArray
 from torch import Tensor
 
 from lens_attr.circuits.replacement import Ablation, Fill, Replacement
@@ -50,16 +53,26 @@ def plan(removed: Bool[Tensor, "set layer unit"]) -> list[list[Start]]:
     them computes it, the others start there. The sets must be different.
     """
     n_layers = removed.shape[1]
-    first: dict[tuple[int, bytes], int] = {}
+    first: dict[bytes, int] = {}
     starts: list[list[Start]] = [[] for _ in range(n_layers)]
     for index, layers in enumerate(removed.flatten(2).numpy()):
-        keys = [(depth, layers[:depth].tobytes()) for depth in range(n_layers)]
+        keys = _prefixes(layers)
         depth = max((d for d in range(1, n_layers) if keys[d] in first), default=0)
         source = first[keys[depth]] if depth else None
         starts[depth].append(Start(index, source))
         for key in keys[1:]:
             first.setdefault(key, index)
     return starts
+
+
+def _prefixes(layers: Bool[NDArray[np.bool_], "layer unit"]) -> list[bytes]:
+    """A digest of the layers below each layer: of many neurons the layers themselves are large."""
+    seen = hashlib.blake2b(digest_size=16)
+    found = []
+    for layer in layers:
+        found.append(seen.digest())
+        seen.update(layer.tobytes())
+    return found
 
 
 @dataclass(frozen=True)

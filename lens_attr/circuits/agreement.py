@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, get_args
@@ -15,7 +15,9 @@ from numpy.typing import NDArray
 from lens_attr import display
 from lens_attr.attribution import Pool, Relevance
 from lens_attr.circuits import saved
-from lens_attr.circuits.checks import check_choice
+from lens_attr.circuits.aligned import real_positions
+from lens_attr.circuits.checks import check_choice, check_count, check_kind, check_same
+from lens_attr.circuits.node_results import NodeScores
 from lens_attr.circuits.patch_result import PatchResult
 from lens_attr.circuits.results import Ranking
 from lens_attr.display import Glance, Shown
@@ -25,7 +27,7 @@ if TYPE_CHECKING:
     import plotly.graph_objects as go
 
 Compared = Literal["signed", "absolute"]
-Scores = Relevance | Ranking
+Scores = Relevance | Ranking | NodeScores
 Cells = Float[NDArray[np.float64], " cell"]
 
 RECORDS = {
@@ -142,24 +144,29 @@ def agreement(
     a head which raises the target is above zero in both; the absolute one of their absolute
     values. Explain the clean prompts with the target that was patched. Relevance speaks of the
     whole activation, patching between two prompts of its difference: the closest match to
-    relevance is ``patch(..., mode="noise", source="zero")``.
+    relevance is ``patch(..., mode="noise", source="zero")``. Attribution patching, `node_scores`,
+    predicts patching between two prompts itself; its negative is what is compared.
 
     Args:
-        relevance: a result, or several by name; or rankings of heads (already pooled). Units other
-            than heads must have been recorded, e.g. ``record=["mlp_out"]``.
+        relevance: a result, or several by name; or rankings of heads (already pooled), which do
+            not say what they explain; or `node_scores` of the same unit. Units of a relevance
+            other than heads must have been recorded, e.g. ``record=["mlp_out"]``.
         patched: from `patch`.
         compare: ``"signed"`` or ``"absolute"``.
         pool: of heads without positions, see `Pool`.
         k: how many top cells are compared; at most as many as there are.
 
     Raises:
-        InputError: nothing to compare, nothing recorded, other shapes, or unknown choices.
+        InputError: nothing to compare, nothing recorded, other prompts, another target, other
+            shapes, or unknown choices.
     """
     check_choice("compare", compare, get_args(Compared))
-    named = relevance if isinstance(relevance, Mapping) else {relevance.method: relevance}
+    check_kind("patched", patched, PatchResult, "la.circuits.patch(...) makes one")
+    check_count("k", k)
+    named = _named(relevance)
     exact = patched.importance.double().cpu().numpy()
-    if not named or not k >= 1:
-        raise InputError("give at least one relevance, and k of at least 1.")
+    for name, one in named.items():
+        _check_explained(name, one, patched)
     scores = {name: _cells(one, patched, pool) for name, one in named.items()}
     for name, found in scores.items():
         if found.shape != exact.shape:
@@ -180,6 +187,34 @@ def agreement(
     )
 
 
+def _named(relevance: Any) -> Mapping[str, Scores]:
+    named = relevance if isinstance(relevance, Mapping) else {"": relevance}
+    if not named:
+        raise InputError("give at least one relevance.")
+    for one in named.values():
+        if not isinstance(one, Relevance | Ranking | NodeScores):
+            raise InputError(
+                f"{type(one).__name__} cannot be compared with patching: give what la.attribute, "
+                "la.circuits.rank_heads or la.circuits.node_scores returns."
+            )
+    return named if isinstance(relevance, Mapping) else {relevance.method: relevance}
+
+
+def _check_explained(name: str, one: Scores, patched: PatchResult) -> None:
+    """Refuse other prompts, another target or another position; a ranking does not say."""
+    if isinstance(one, Ranking):
+        return
+    if isinstance(one, Relevance):
+        tokens: Sequence[Any] = [one.real_str_tokens(example) for example in range(len(one))]
+        position: Sequence[int] = real_positions(one.attention_mask, one.position)
+    else:
+        tokens, position = one.str_tokens, one.position
+    if isinstance(one, Relevance) or one.target:
+        check_same(name, "the prompt", tokens, patched.clean_tokens)
+        check_same(name, "the target", one.target, patched.target)
+        check_same(name, "position", position, patched.position)
+
+
 def _names(patched: PatchResult) -> list[str]:
     cells = np.ndindex(*patched.effects.shape)
     return [
@@ -194,9 +229,24 @@ def _cells(one: Scores, patched: PatchResult, pool: Pool) -> NDArray[np.float64]
         if (one.unit, patched.axes) != ("head", ("layer", "head")) or patched.unit != "head":
             raise InputError("a ranking of heads agrees or not with patched heads only.")
         return one.scores
+    if isinstance(one, NodeScores):
+        return _node_cells(one, patched)
     if patched.axes == ("layer", "head") and patched.unit == "head":
         return one.heads(pool).double().mean(dim=0).numpy()
     return _summed(_product(one, patched.unit), patched, one)
+
+
+def _node_cells(one: NodeScores, patched: PatchResult) -> NDArray[np.float64]:
+    """What attribution patching predicts, with the sign of an attribution."""
+    axes = [axis for axis in one.axes if axis in patched.axes]
+    if one.unit != patched.unit or sorted(axes) != sorted(patched.axes):
+        raise InputError(
+            f"{one.method} scored {one.unit!r} by {', '.join(one.axes)}, patched were "
+            f"{patched.unit!r} by {', '.join(patched.axes)}: pass the same unit to node_scores"
+            + (", and per_position=True." if "pos" in patched.axes else ".")
+        )
+    gone = tuple(i for i, axis in enumerate(one.axes) if axis not in axes)
+    return -one.scores.sum(axis=gone).transpose([axes.index(axis) for axis in patched.axes])
 
 
 def _product(one: Relevance, unit: str) -> Any:

@@ -7,15 +7,16 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 
 import torch
-from jaxtyping import Int
+from jaxtyping import Bool, Int
 from rich.console import Console
 from rich.progress import track
 from torch import Tensor
 
+from lens_attr.attribution.scoring import target_value
 from lens_attr.circuits.checks import check_target
 from lens_attr.errors import InputError, Notice
 from lens_attr.graph import ModelGraph
-from lens_attr.graph.tokens import Text, TokenBatch, tokenize, unknown_words
+from lens_attr.graph.tokens import Text, TokenBatch, str_tokens, tokenize, unknown_words
 from lens_attr.targets import Resolved, Target
 
 
@@ -78,7 +79,7 @@ def aligned(graph: ModelGraph, clean: Text, corrupted: Text, target: Target) -> 
     check_target(target)
     good, bad = tokenize(graph, clean), tokenize(graph, corrupted)
     refuse_misaligned(good, bad)
-    resolved = noting_equal_pairs(target.resolve(graph, good), good, bad)
+    resolved = noting_equal_pairs(settled(graph, good, target.resolve(graph, good)), good, bad)
     announce(graph, [good, bad], resolved)
     return Aligned(good, bad, resolved)
 
@@ -98,6 +99,28 @@ def refuse_misaligned(clean: TokenBatch, corrupted: TokenBatch) -> None:
         if one != other:
             text = "" if clean.texts is None else clean.texts[row]
             raise InputError(f"row {row}: {different_lengths(one, other, text)}")
+
+
+def settled(graph: ModelGraph, batch: TokenBatch, target: Resolved) -> Resolved:
+    """The target, and where it is the top logit, that of the token that is on top here.
+
+    Every run of an intervention is then measured by the same token.
+    """
+    if target.relabel is None:
+        return target
+    with torch.no_grad():
+        return target.pinned(target_value(graph, batch, target)[1])
+
+
+def real_tokens(graph: ModelGraph, batch: TokenBatch) -> list[list[str]]:
+    """The tokens of each example, without padding."""
+    rows = zip(str_tokens(graph, batch), batch.attention_mask.tolist(), strict=True)
+    return [[token for token, real in zip(*row, strict=True) if real] for row in rows]
+
+
+def real_positions(mask: Bool[Tensor, "batch pos"], position: Int[Tensor, " batch"]) -> list[int]:
+    """Positions of padded rows, counted in real tokens."""
+    return [int(row[:at].sum()) for row, at in zip(mask, position.tolist(), strict=True)]
 
 
 def noting_equal_pairs(target: Resolved, clean: TokenBatch, corrupted: TokenBatch) -> Resolved:

@@ -16,6 +16,8 @@ from lens_attr.circuits.aligned import (
     Aligned,
     aligned,
     masked,
+    real_positions,
+    real_tokens,
     refuse_lengths,
 )
 from lens_attr.circuits.checks import check_batch_size
@@ -104,7 +106,15 @@ def node_scores(
         method=name + " + QK fix" * qk_fix,
         target_unit=pairs.target.unit,
         n=len(pairs),
-        metadata={"model": graph.describe(), "rules": rules.describe(), "steps": n_steps},
+        metadata={
+            "model": graph.describe(),
+            "rules": rules.describe(),
+            "steps": n_steps,
+            "notices": list(pairs.target.notices),
+        },
+        target=list(pairs.target.labels),
+        str_tokens=real_tokens(graph, pairs.clean),
+        position=real_positions(pairs.clean.attention_mask, pairs.target.position),
     )
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from numbers import Integral
+from typing import Any
 
 from lens_attr.errors import InputError, did_you_mean
 from lens_attr.targets import Target
@@ -69,6 +70,40 @@ def check_kinds(name: str, values: object, kind: type, way_out: str) -> None:
     raise InputError(
         f"{name} must be a list of la.circuits.{kind.__name__}, got {found}: {way_out}."
     )
+
+
+def check_same(name: str, what: str, explained: Sequence[Any], measured: Sequence[Any]) -> None:
+    """Refuse an attribution that speaks of something else than was measured.
+
+    Nothing is refused where it is not known what was measured (results of earlier versions).
+
+    Args:
+        name: of the attribution.
+        what: is compared, e.g. ``"the target"``.
+        explained: by the attribution, one per example.
+        measured: by intervention.
+
+    Raises:
+        InputError: with both.
+    """
+    if not measured:
+        return
+    if len(explained) != len(measured):
+        raise InputError(
+            f"{name} has {len(explained)} examples, {len(measured)} were measured: explain the "
+            "same prompts."
+        )
+    for row, (one, other) in enumerate(zip(explained, measured, strict=True)):
+        if one != other:
+            raise InputError(
+                f"{name} explains {what} {_shown(one)}, measured was {_shown(other)} (example "
+                f"{row}): explain the same prompts, with the same target, that were measured."
+            )
+
+
+def _shown(value: Any) -> str:
+    """Tokens as the text they are."""
+    return repr("".join(value)) if isinstance(value, list | tuple) else repr(value)
 
 
 def check_target(target: object) -> None:

@@ -124,7 +124,7 @@ def faithfulness_curve(
         clean: as in `evaluate`, as ``corrupted``, ``target`` and ``batch_size``.
         by: see `extract`, as ``ordering``; dangling edges are pruned.
         axis: see `FaithfulnessCurve`.
-        percentages: of the model's edges, ascending, above 0 and up to 100.
+        percentages: of the model's edges, ascending, above 0 and up to 100; CPR and CMD need two.
         progress: show a bar.
 
     Raises:

@@ -133,27 +133,41 @@ class FaithfulnessCurve(Shown):
 
     @property
     def cpr(self) -> float:
-        """Circuit performance ratio: integral of f over the axis, trapezoid (MIB)."""
-        return float(np.trapezoid(self.faithfulness, self.x))
+        """Circuit performance ratio: integral of f over the axis, trapezoid (MIB).
+
+        NaN where all circuits are of one size on the axis, so that there is nothing to integrate.
+        """
+        return self._integral(self.faithfulness)
 
     @property
     def cmd(self) -> float:
-        """Circuit-model distance: integral of |1 - f| over the axis, trapezoid (MIB)."""
-        return float(np.trapezoid(np.abs(1 - self.faithfulness), self.x))
+        """Circuit-model distance: integral of |1 - f| over the axis, trapezoid (MIB).
+
+        NaN where CPR is.
+        """
+        return self._integral(np.abs(1 - self.faithfulness))
+
+    def _integral(self, heights: Float[NDArray[np.float64], " size"]) -> float:
+        x = self.x
+        return float(np.trapezoid(heights, x)) if x.min() < x.max() else float("nan")
 
     @property
     def headline(self) -> str:
-        """Its integrals."""
-        return f"{self.method}, {self.by}, {self.ordering}: CPR {self.cpr:.3f}, CMD {self.cmd:.3f}"
+        """Its integrals, and over which axis they are."""
+        how = f"{self.method}, {self.by}, {self.ordering}"
+        if np.isnan(self.cpr):
+            return f"{how}: circuits of one size, so neither CPR nor CMD"
+        return f"{how}: CPR {self.cpr:.3f}, CMD {self.cmd:.3f} over the {self.axis} of edges"
 
     def glance(self) -> Glance:
         """Every size."""
         return Glance(self.headline, table=self.to_pandas())
 
     def to_pandas(self) -> pd.DataFrame:
-        """One row per size: method, percentage, n_edges, fraction, faithfulness, circuit, ..."""
+        """One row per size: method, axis, percentage, n_edges, fraction, faithfulness, ..."""
         rows = pd.concat([e.to_pandas() for e in self.evaluations], ignore_index=True)
         rows.insert(0, "percentage", list(self.percentages))
+        rows.insert(0, "axis", self.axis)
         rows.insert(0, "ordering", self.ordering)
         rows.insert(0, "by", self.by)
         rows.insert(0, "method", self.method)
@@ -177,10 +191,13 @@ class FaithfulnessComparison(Shown):
     random: Sequence[FaithfulnessCurve] = ()
 
     def summary(self) -> pd.DataFrame:
-        """One row per method, best CPR first: method, cpr, cmd, and means over random orders."""
+        """One row per method, best CPR first: method, by, ordering, axis, cpr, cmd, random means.
+
+        The axis is what CPR and CMD integrate over, see `FaithfulnessCurve`.
+        """
+        columns = ("method", "by", "ordering", "axis", "cpr", "cmd")
         rows: list[dict[str, Any]] = [
-            {"method": c.method, "by": c.by, "ordering": c.ordering, "cpr": c.cpr, "cmd": c.cmd}
-            for c in self.curves
+            {name: getattr(curve, name) for name in columns} for curve in self.curves
         ]
         for row in rows if self.random else ():
             row["random_cpr"] = float(np.mean([c.cpr for c in self.random]))

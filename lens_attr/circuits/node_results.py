@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -12,6 +13,7 @@ from jaxtyping import Float
 from numpy.typing import NDArray
 
 from lens_attr import display
+from lens_attr.circuits import saved
 from lens_attr.circuits.results import Ranking
 from lens_attr.display import Glance, Shown
 from lens_attr.errors import InputError
@@ -33,6 +35,9 @@ class NodeScores(Shown):
         target_unit: unit of the target.
         n: number of samples.
         metadata: facts about the call.
+        target: what is explained, in words, one per example.
+        str_tokens: the tokens of the clean prompts, without padding.
+        position: the explained position in them, one per example.
     """
 
     scores: Float[NDArray[np.float64], ...]
@@ -42,6 +47,9 @@ class NodeScores(Shown):
     target_unit: str = "logit"
     n: int = 0
     metadata: Mapping[str, Any] = field(default_factory=dict)
+    target: Sequence[str] = ()
+    str_tokens: Sequence[Sequence[str]] = ()
+    position: Sequence[int] = ()
 
     @property
     def headline(self) -> str:
@@ -73,12 +81,27 @@ class NodeScores(Shown):
         return Ranking(np.abs(self.scores), f"{self.method} patching", self.unit, self.n)
 
     def plot(self, **options: Any) -> go.Figure:
-        """The head map [layer, head].
+        """Layer by head, or layer by position; see `lens_attr.plots.nodes`.
 
         Raises:
-            InputError: the nodes are no heads, or split by position.
+            InputError: neurons, which are too many; heads by position without their ``layer``.
         """
-        if self.axes != ("layer", "head"):
-            raise InputError(f"only heads have a map, not {' by '.join(self.axes)}.")
-        shown = Ranking(self.scores, f"{self.method} patching of {self.unit}", "", self.n)
-        return display.figure_of("heads", shown, **options)
+        return display.figure_of("nodes", self, **options)
+
+    def save(self, directory: str | Path) -> Path:
+        """Write ``nodes.json`` into ``directory``."""
+        return saved.save(self, directory, "nodes")
+
+    @staticmethod
+    def load(directory: str | Path) -> NodeScores:
+        """Read what `save` wrote.
+
+        Raises:
+            SavedResultError: missing, truncated, or of an unknown format.
+        """
+        return saved.load(_of_plain, directory, "nodes")
+
+
+def _of_plain(content: Mapping[str, Any]) -> NodeScores:
+    axes = tuple(content["axes"])
+    return NodeScores(**{**content, **saved.numbers(content, "scores"), "axes": axes})

@@ -23,6 +23,8 @@ if TYPE_CHECKING:
 NAME = "patching"
 TENSORS = ("per_example", "unpatched", "other")
 PLAIN = ("axes", "unit", "mode", "source", "target", "target_unit", "str_tokens")
+LATER = ("clean_tokens", "position")
+"""What results of earlier versions do not hold."""
 
 
 @dataclass(frozen=True, repr=False)
@@ -41,6 +43,9 @@ class PatchResult(Shown):
         target: what is measured, in words, one per example.
         target_unit: its unit, e.g. ``"logit"``.
         str_tokens: the tokens of the patched run, one list per example, without padding.
+        clean_tokens: the tokens of the clean run, which an attribution must explain; empty where
+            it is not known.
+        position: the scored position in them, one per example; empty where it is not known.
         metadata: model, versions, options.
     """
 
@@ -54,6 +59,8 @@ class PatchResult(Shown):
     target: list[str]
     target_unit: str = "logit"
     str_tokens: Sequence[Sequence[str]] = ()
+    clean_tokens: Sequence[Sequence[str]] = ()
+    position: Sequence[int] = ()
     metadata: Mapping[str, Any] = field(default_factory=dict)
 
     def __len__(self) -> int:
@@ -140,7 +147,7 @@ class PatchResult(Shown):
             InputError: ``directory`` is a file.
         """
         tensors = {name: getattr(self, name) for name in TENSORS}
-        plain = {name: getattr(self, name) for name in PLAIN}
+        plain = {name: getattr(self, name) for name in (*PLAIN, *LATER)}
         return storage.write(
             Path(directory),
             NAME,
@@ -158,6 +165,6 @@ class PatchResult(Shown):
         tensors, plain = storage.read(Path(directory), NAME, (*PLAIN, "metadata"))
         if not {"per_example", "unpatched"} <= set(tensors):
             raise SavedResultError(f"{directory} is not a saved PatchResult.")
-        fields = {name: plain[name] for name in (*PLAIN, "metadata")}
+        fields = {name: plain[name] for name in (*PLAIN, *LATER, "metadata") if name in plain}
         fields["axes"] = tuple(fields["axes"])
         return PatchResult(**{name: tensors.get(name) for name in TENSORS}, **fields)

@@ -17,7 +17,13 @@ from jaxtyping import Bool, Float
 from torch import Tensor
 
 from lens_attr._version import __version__
-from lens_attr.circuits.aligned import noting_equal_pairs, refuse_misaligned
+from lens_attr.circuits.aligned import (
+    noting_equal_pairs,
+    real_positions,
+    real_tokens,
+    refuse_misaligned,
+    settled,
+)
 from lens_attr.circuits.checks import check_batch_size, check_choice, check_target
 from lens_attr.circuits.patch_result import PatchResult
 from lens_attr.circuits.progress import bar
@@ -34,7 +40,7 @@ from lens_attr.graph.partial import (
     rows_that_fit,
     without_padding,
 )
-from lens_attr.graph.tokens import Text, TokenBatch, str_tokens, tokenize
+from lens_attr.graph.tokens import Text, TokenBatch, tokenize
 from lens_attr.targets import Resolved, Target
 
 PatchUnit = Literal["head", "attn_out", "mlp_out", "resid", "q", "k", "v", "pattern"]
@@ -149,7 +155,7 @@ def patch(
         per_example, unpatched = sweep.run(advance)
     for notice in resolved.notices:
         warnings.warn(notice, Notice, stacklevel=2)
-    tokens = zip(str_tokens(graph, base), base.attention_mask.tolist(), strict=True)
+    clean_run = other if mode == "denoise" and other is not None else base
     return PatchResult(
         per_example=per_example,
         unpatched=unpatched,
@@ -160,7 +166,9 @@ def patch(
         source=source,
         target=list(resolved.labels),
         target_unit=resolved.unit,
-        str_tokens=[[t for t, real in zip(*row, strict=True) if real] for row in tokens],
+        str_tokens=real_tokens(graph, base),
+        clean_tokens=real_tokens(graph, clean_run),
+        position=real_positions(clean_run.attention_mask, resolved.position),
         metadata=_metadata(graph, resolved, seed),
     )
 
@@ -203,7 +211,7 @@ def _runs(
     first = tokenize(graph, clean)
     copies = target.copies(first)
     first = first.rows([0] * copies) if copies != 1 else first
-    resolved = target.resolve(graph, first)
+    resolved = settled(graph, first, target.resolve(graph, first))
     if corrupted is None:
         return first, None, resolved
     second = tokenize(graph, corrupted)

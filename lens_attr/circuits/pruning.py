@@ -24,6 +24,9 @@ from lens_attr.graph.tokens import tokenize
 
 Order = Literal["least", "most"]
 
+NEURON_STEPS = 50
+"""Points of a curve of neurons, unless told otherwise."""
+
 RANKED = "la.circuits.rank_heads(relevance) or head_scores(model, data, method) makes one"
 
 
@@ -56,8 +59,8 @@ def prune(
         ablation: a removed unit gives ``"zero"``, its ``"mean"`` over all samples and real
             positions, or what it gives for another sample (``"resample"``, see
             `lens_attr.circuits.replacement.donors`).
-        steps: measure after this many equal parts of all removals (neurons are many); default:
-            after every one.
+        steps: measure after this many equal parts of all removals; default: after every one, of
+            neurons, which are many, after 50 parts.
         batch_size: rows per forward; default: as many as fit in memory.
         seed: of resample ablation.
         progress: show a bar.
@@ -125,6 +128,8 @@ def _curves(
     for ranking in rankings:
         _check_shape(graph, ranking)
     orders = [ranking.order if order == "least" else ranking.order[::-1] for ranking in rankings]
+    if steps is None and rankings[0].unit == "neuron":
+        steps = NEURON_STEPS
     counts = _counts(len(orders[0]), steps)
     removed = torch.cat([_sets(units, counts, rankings[0].scores.shape) for units in orders])
     texts, target = contrastive_inputs_of(model, data)

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 import numpy as np
+import pandas as pd
 from numpy.typing import NDArray
 
 from lens_attr.circuits.files import read_json, write_json
@@ -44,11 +45,18 @@ def plain(value: Any) -> Any:
         return {field.name: plain(getattr(value, field.name)) for field in fields(value)}
     if isinstance(value, np.ndarray | np.generic):
         return value.tolist()
+    if isinstance(value, pd.DataFrame):
+        return value.to_dict("list")
     if isinstance(value, Mapping):
         return {str(key): plain(entry) for key, entry in value.items()}
     if isinstance(value, list | tuple | range):
         return [plain(entry) for entry in value]
     return value
+
+
+def tables(content: Mapping[str, Any], *names: str) -> dict[str, pd.DataFrame]:
+    """The fields ``names`` as tables."""
+    return {name: pd.DataFrame(content[name]) for name in names}
 
 
 def numbers(content: Mapping[str, Any], *names: str) -> dict[str, NDArray[np.float64]]:

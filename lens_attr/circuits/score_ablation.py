@@ -11,7 +11,7 @@ from collections.abc import Iterable, Iterator, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass
 from functools import partial
-from itertools import combinations
+from itertools import combinations, product
 from numbers import Integral
 from typing import Any, Literal, get_args
 
@@ -23,17 +23,18 @@ from rich.progress import track
 from torch import Tensor
 
 from lens_attr.attribution.scoring import target_value
-from lens_attr.circuits.aligned import announce
+from lens_attr.circuits.aligned import announce, settled
 from lens_attr.circuits.checks import check_count, check_target
 from lens_attr.circuits.reading import read_gradients
 from lens_attr.circuits.self_repair_results import THRESHOLDS, SelfRepair, check_thresholds
 from lens_attr.errors import InputError, UnsupportedModelError, did_you_mean
 from lens_attr.graph import ModelGraph, resolve
-from lens_attr.graph.tokens import Text, TokenBatch, tokenize
+from lens_attr.graph.tokens import Text, TokenBatch, str_tokens, tokenize
 from lens_attr.rules import PRESETS, RuleSet, preset
 from lens_attr.targets import Resolved, Target
 
 Replace = Literal["mean", "-inf"]
+Queries = Sequence[int] | Literal["explained", "all"]
 
 TSG = "tsg"
 """The true gradient but for the softmax Jacobian at temperature 2: GIM's step against self-repair
@@ -76,6 +77,7 @@ def self_repair(
     *,
     methods: Sequence[str | RuleSet] = ("gradient", TSG, "gim"),
     replace: Replace = "mean",
+    queries: Queries = "explained",
     layers: Sequence[int] | None = None,
     heads: Sequence[int] | None = None,
     thresholds: Sequence[float] = THRESHOLDS,
@@ -83,10 +85,10 @@ def self_repair(
     batch_size: int = ROWS,
     progress: bool = False,
 ) -> SelfRepair:
-    """Ablate attention scores of the explained position one by one and in pairs, exactly.
+    """Ablate attention scores of one attention row, one by one and in pairs, exactly.
 
-    For every (head, query) row with the query at the explained position, each key's score is
-    replaced by the row's mean (or -inf), and so are pairs of candidate keys: those with
+    For every (head, query) row, by default with the query at the explained position, each key's
+    score is replaced by the row's mean (or -inf), and so are pairs of candidate keys: those with
     p * dL/dp above the smallest threshold. Methods predict (replacement - score) * dL/dscore with
     their own gradient, pairs as the sum.
 
@@ -96,6 +98,8 @@ def self_repair(
         target: what is measured.
         methods: presets by name, ``"tsg"``, or rule sets, whose prediction is compared.
         replace: what an ablated score becomes; with ``"-inf"`` no prediction is defined.
+        queries: which rows of every head: that of the ``"explained"`` position, ``"all"`` that the
+            explained position can read from, or these, counted in real tokens as positions are.
         layers: which blocks; default: all.
         heads: which heads of each; default: all.
         thresholds: of p * dL/dp, in units of the target; the smallest selects the candidates.
@@ -104,17 +108,22 @@ def self_repair(
         progress: show a bar over the attention rows.
 
     Raises:
-        InputError: unknown option, layer or head.
+        InputError: unknown option, query, layer or head.
         UnsupportedModelError: the softmax is computed outside the autograd graph.
     """
     graph = resolve(model)
     check_target(target)
     rules = check_options(graph, methods, replace, thresholds, max_keys, batch_size)
     batch = tokenize(graph, text)
-    resolved = target.resolve(graph, batch)
+    resolved = settled(graph, batch, target.resolve(graph, batch))
     announce(graph, [batch], resolved)
-    chosen = _indices("layers", layers, graph.n_layers), _indices("heads", heads, graph.n_heads)
-    rows = _rows(graph, batch, resolved, rules, *chosen)
+    places = [
+        (layer, head)
+        for layer in _indices("layers", layers, graph.n_layers)
+        for head in _indices("heads", heads, graph.n_heads)
+    ]
+    chosen = _queries(graph, batch, resolved, queries)
+    rows = _rows(graph, batch, resolved, rules, places, chosen)
     whole = target_value(graph, batch, resolved)[0].detach()
     measure = partial(_measure, graph, batch, resolved, whole, replace, batch_size)
     found = _Found()
@@ -130,7 +139,16 @@ def self_repair(
         n_dropped=found.dropped,
         shape=(graph.n_layers, graph.n_heads),
         unit=resolved.unit,
-        metadata={"model": graph.describe(), "thresholds": list(thresholds), "max_keys": max_keys},
+        metadata={
+            "model": graph.describe(),
+            "thresholds": list(thresholds),
+            "max_keys": max_keys,
+            "queries": queries if isinstance(queries, str) else list(queries),
+            "notices": list(resolved.notices),
+        },
+        target=list(resolved.labels),
+        str_tokens=str_tokens(graph, batch),
+        position=resolved.position.tolist(),
     )
 
 
@@ -204,6 +222,28 @@ def _indices(name: str, chosen: Sequence[int] | None, n: int) -> list[int]:
     return [int(i) for i in chosen]
 
 
+def _queries(
+    graph: ModelGraph, batch: TokenBatch, target: Resolved, queries: Queries
+) -> list[list[int]]:
+    """Of every example, the chosen queries as indices into its padded row."""
+    explained = target.position.tolist()
+    if queries == "explained":
+        return [[position] for position in explained]
+    every = [row.nonzero().flatten().tolist() for row in batch.attention_mask]
+    if queries == "all":
+        last = [max(row) for row in every] if graph.is_masked_model else explained
+        return [[q for q in row if q <= at] for row, at in zip(every, last, strict=True)]
+    if isinstance(queries, str | int) or not all(isinstance(q, Integral) for q in queries):
+        raise InputError(f"queries must be 'explained', 'all' or positions, got {queries!r}.")
+    for example, row in enumerate(every):
+        wrong = [q for q in queries if not -len(row) <= q < len(row)]
+        if wrong:
+            raise InputError(
+                f"query {wrong[0]} of example {example} is out of range: it has {len(row)} tokens."
+            )
+    return [list(dict.fromkeys(row[q] for q in queries)) for row in every]
+
+
 def _watched(rows: list[Row], progress: bool) -> Iterable[Row]:
     return track(rows, "ablating scores", console=Console(stderr=True)) if progress else rows
 
@@ -216,10 +256,10 @@ def _rows(
     batch: TokenBatch,
     target: Resolved,
     rules: dict[str, RuleSet],
-    layers: list[int],
-    heads: list[int],
+    places: list[tuple[int, int]],
+    queries: list[list[int]],
 ) -> list[Row]:
-    """Every attention row of the explained position, with what the methods predict for it."""
+    """Every attention row of some queries of some heads, with what the methods predict for it."""
     scores, patterns = graph.points("scores"), graph.points("pattern")
     values: dict[str, Tensor] = {}
     with ExitStack() as stack:
@@ -232,18 +272,17 @@ def _rows(
         name: read_gradients(graph, one, scores, batch, target)[0] for name, one in rules.items()
     }
     found = []
-    for example, query in enumerate(target.position.tolist()):
-        for layer in layers:
-            for head in heads:
-                at = (example, head, query)
-                s = values[scores[layer].name][at].double()
-                p = values[patterns[layer].name][at].double()
-                strength = p * plain[patterns[layer]][at].double()
-                real = (s > torch.finfo(graph.dtype).min / 4) & batch.attention_mask[example]
-                slopes = {name: g[scores[layer]][at].double() for name, g in gradients.items()}
-                moved = torch.where(real, s[real].mean() - s, 0.0)
-                predicted = {name: moved * slope for name, slope in slopes.items()}
-                found.append(Row(example, layer, head, query, s, strength, real, predicted))
+    each = [(example, query) for example, row in enumerate(queries) for query in row]
+    for (example, query), (layer, head) in product(each, places):
+        at = (example, head, query)
+        s = values[scores[layer].name][at].double()
+        p = values[patterns[layer].name][at].double()
+        strength = p * plain[patterns[layer]][at].double()
+        real = (s > torch.finfo(graph.dtype).min / 4) & batch.attention_mask[example]
+        slopes = {name: g[scores[layer]][at].double() for name, g in gradients.items()}
+        moved = torch.where(real, s[real].mean() - s, 0.0)
+        predicted = {name: moved * slope for name, slope in slopes.items()}
+        found.append(Row(example, layer, head, query, s, strength, real, predicted))
     return found
 
 

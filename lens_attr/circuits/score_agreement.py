@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -13,7 +14,9 @@ from numpy.typing import NDArray
 
 from lens_attr import display
 from lens_attr.attribution import Relevance
+from lens_attr.circuits import saved
 from lens_attr.circuits.agreement import pearson, ranks
+from lens_attr.circuits.checks import check_kind, check_same
 from lens_attr.circuits.self_repair_results import ROW, SelfRepair
 from lens_attr.display import Glance, Shown
 from lens_attr.errors import InputError
@@ -80,6 +83,23 @@ class ScoreAgreement(Shown):
         """Exact effect and every method, layer and head by key; `lens_attr.plots.score_map`."""
         return display.figure_of("score_map", self, **options)
 
+    def save(self, directory: str | Path) -> Path:
+        """Write ``score_agreement.json`` into ``directory``."""
+        return saved.save(self, directory, "score_agreement")
+
+    @staticmethod
+    def load(directory: str | Path) -> ScoreAgreement:
+        """Read what `save` wrote.
+
+        Raises:
+            SavedResultError: missing, truncated, or of an unknown format.
+        """
+        return saved.load(_of_plain, directory, "score_agreement")
+
+
+def _of_plain(content: Mapping[str, Any]) -> ScoreAgreement:
+    return ScoreAgreement(**{**content, **saved.tables(content, "singles", "pairs")})
+
 
 def score_agreement(
     relevance: Relevance | Mapping[str, Relevance], ablated: SelfRepair
@@ -95,8 +115,10 @@ def score_agreement(
         ablated: from `self_repair`.
 
     Raises:
-        InputError: no relevance, scores that were not recorded, or other texts or another target.
+        InputError: no relevance, scores that were not recorded, other texts, another target or
+            another explained position.
     """
+    check_kind("ablated", ablated, SelfRepair, "la.circuits.self_repair(...) makes one")
     named = relevance if isinstance(relevance, Mapping) else {relevance.method: relevance}
     if not named:
         raise InputError("give at least one relevance.")
@@ -127,12 +149,13 @@ def _scores(name: str, one: Relevance, ablated: SelfRepair) -> Scores:
     if "scores" not in one.records:
         raise InputError(f'{name}: scores were not recorded: pass record=["scores"].')
     scores = one.records["scores"].detach().double().cpu().numpy()
-    asked = ablated.singles[["example", "query"]].drop_duplicates().to_numpy(int).tolist()
-    explained = [list(pair) for pair in enumerate(one.position.tolist())]
-    if scores.shape[1:3] != tuple(ablated.shape) or sorted(asked) != explained:
-        raise InputError(
-            f"{name} explains other texts, another position or another model than were ablated."
-        )
+    check_same(name, "the text", one.str_tokens, ablated.str_tokens)
+    check_same(name, "the target", one.target, ablated.target)
+    check_same(name, "position", one.position.tolist(), ablated.position)
+    reach = [int(ablated.singles[column].max()) for column in ("example", "query", "key")]
+    inside = (reach[0] < len(one), *(at < scores.shape[-1] for at in reach[1:]))
+    if scores.shape[1:3] != tuple(ablated.shape) or not all(inside):
+        raise InputError(f"{name} explains other texts or another model than were ablated.")
     return scores
 
 

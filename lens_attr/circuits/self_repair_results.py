@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -12,6 +13,7 @@ from jaxtyping import Float
 from numpy.typing import NDArray
 
 from lens_attr import display
+from lens_attr.circuits import saved
 from lens_attr.display import Glance, Shown
 from lens_attr.errors import InputError
 
@@ -45,6 +47,9 @@ class SelfRepair(Shown):
         shape: layers and heads of the model.
         unit: unit of the target.
         metadata: facts about the call.
+        target: what was measured, in words, one per example.
+        str_tokens: the tokens of each example, padding included.
+        position: the explained position of each example.
     """
 
     singles: pd.DataFrame
@@ -56,6 +61,9 @@ class SelfRepair(Shown):
     shape: tuple[int, int]
     unit: str = "logit"
     metadata: Mapping[str, Any] = field(default_factory=dict)
+    target: Sequence[str] = ()
+    str_tokens: Sequence[Sequence[str]] = ()
+    position: Sequence[int] = ()
 
     @property
     def headline(self) -> str:
@@ -181,6 +189,25 @@ class SelfRepair(Shown):
     def plot(self, **options: Any) -> go.Figure:
         """Joint against summed effects of every pair; see ``lens_attr.plots.self_repair``."""
         return display.figure_of("self_repair", self, **options)
+
+    def save(self, directory: str | Path) -> Path:
+        """Write ``self_repair.json`` into ``directory``."""
+        return saved.save(self, directory, "self_repair")
+
+    @staticmethod
+    def load(directory: str | Path) -> SelfRepair:
+        """Read what `save` wrote.
+
+        Raises:
+            SavedResultError: missing, truncated, or of an unknown format.
+        """
+        return saved.load(_of_plain, directory, "self_repair")
+
+
+def _of_plain(content: Mapping[str, Any]) -> SelfRepair:
+    layers, heads = content["shape"]
+    read = saved.tables(content, "singles", "pairs")
+    return SelfRepair(**{**content, **read, "shape": (layers, heads)})
 
 
 def _components(links: Sequence[tuple[int, int]]) -> list[tuple[int, ...]]:

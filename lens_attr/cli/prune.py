@@ -69,7 +69,6 @@ StepsOption = Annotated[
         show_default=False,
     ),
 ]
-NEURON_STEPS = 50
 DEFAULT_OUT = Path("out/prune")
 OutOption = Annotated[
     Path | None,
@@ -133,7 +132,7 @@ def prune(
             seeds=seeds,
             order=order,
             ablation=ablation,
-            steps=steps or (NEURON_STEPS if unit == "neuron" else None),
+            steps=steps,
             progress=progress,
         )
     if out is None and html is None and csv is None:

@@ -95,12 +95,14 @@ class Segments:
             )
         sources = [leaf, *(passage.left for passage in self._passages)]
         (grad,) = torch.autograd.grad(value, sources[-1], retain_graph=keep)
+        same: dict[int, Tensor] = {}
         for layer in reversed(range(len(self.blocks))):
             passage, source = self._passages[layer], sources[layer]
-            grad = _through(passage, grad, layer)
+            grad, same[layer] = _through(passage, grad)
             if passage.entered is not source:
                 (grad,) = torch.autograd.grad(passage.entered, source, grad, retain_graph=keep)
             self.block_done(layer)
+        _refuse_other_values(same)
         return grad
 
     def _enter(self, block: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
@@ -137,13 +139,17 @@ def _emptied_values(kwargs: dict[str, Any]) -> dict[str, Any]:
     return {name: _emptied(value) for name, value in kwargs.items()}
 
 
-def _through(passage: _Passage, grad: Tensor, layer: int) -> Tensor:
-    """The gradient that enters a block, from the one that leaves it; the graph ends here."""
-    output = passage.again()
-    _refuse_other_values(output, passage.left, layer)
-    (grad,) = torch.autograd.grad(output, passage.inside, grad)
+def _through(passage: _Passage, grad: Tensor) -> tuple[Tensor, Tensor]:
+    """The gradient that enters a block, from the one that leaves it; the graph ends here.
+
+    The second is whether the block gave what it had given before, which nobody waits for yet. NaN
+    equals NaN: on padding a model may compute anything.
+    """
+    again, before = passage.again(), passage.left
+    same = ((again == before) | (again.isnan() & before.isnan())).all()
+    (grad,) = torch.autograd.grad(again, passage.inside, grad)
     _drop_pattern(passage.block)
-    return grad
+    return grad, same
 
 
 def _drop_pattern(block: nn.Module) -> None:
@@ -166,12 +172,14 @@ def _refuse_other_inputs(block: nn.Module, others: Iterable[Any]) -> None:
         )
 
 
-def _refuse_other_values(again: Tensor, before: Tensor, layer: int) -> None:
-    """NaN equals NaN: on padding a model may compute anything."""
-    same = (again == before) | (again.isnan() & before.isnan())
-    if not bool(same.all()):
+def _refuse_other_values(same: dict[int, Tensor]) -> None:
+    """Look once, after the last block: a look waits for the device."""
+    device = next(iter(same.values())).device
+    flags = torch.stack([flag.to(device) for flag in same.values()]).tolist()
+    changed = [layer for layer, flag in zip(same, flags, strict=True) if not flag]
+    if changed:
         raise InputError(
-            f"block {layer} gave other values when it ran again for its backward, so a hook of "
+            f"block {changed[-1]} gave other values when it ran again for its backward, so a hook of "
             "yours there is random or remembers something (or this device is not deterministic: "
             "torch.use_deterministic_algorithms(True)). Use checkpoint=False."
         )

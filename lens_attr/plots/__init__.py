@@ -16,7 +16,7 @@ from lens_attr.plots.head_map import heads
 from lens_attr.plots.head_token_map import head_tokens
 from lens_attr.plots.layer_curves import layer_faithfulness
 from lens_attr.plots.palette import shade
-from lens_attr.plots.patch_map import patching
+from lens_attr.plots.patch_map import nodes, patching
 from lens_attr.plots.path_figures import (
     gradient_distance,
     output_emphasis,
@@ -54,6 +54,7 @@ __all__ = [
     "html_tokens",
     "layer_faithfulness",
     "length_curves",
+    "nodes",
     "output_emphasis",
     "patching",
     "path_emphasis",

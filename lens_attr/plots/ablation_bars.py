@@ -8,7 +8,9 @@ import plotly.graph_objects as go
 from plotly.subplots import make_subplots
 
 from lens_attr.errors import InputError, did_you_mean
+from lens_attr.plots.benchmark_bars import AXES
 from lens_attr.plots.palette import LINES, RANDOM
+from lens_attr.plots.panels import wrapped
 from lens_attr.plots.template import LIGHT
 
 if TYPE_CHECKING:
@@ -72,5 +74,5 @@ def ablation(result: AblationTable, task: str, metric: str = "pg") -> go.Figure:
     height = _FRAME_PX + _ROW_PX * sum(counts)
     fig.update_layout(template=LIGHT, title={"text": title}, height=height, showlegend=False)
     fig.update_yaxes(autorange="reversed")
-    fig.update_xaxes(title_text=title_of(metric), row=len(series))
+    fig.update_xaxes(title_text=wrapped(AXES.get(metric, title_of(metric))), row=len(series))
     return fig

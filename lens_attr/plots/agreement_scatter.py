@@ -6,17 +6,17 @@ import math
 from typing import TYPE_CHECKING
 
 import plotly.graph_objects as go
-from plotly.subplots import make_subplots
 
 from lens_attr.errors import InputError
 from lens_attr.plots.palette import LINES
-from lens_attr.plots.template import LIGHT
+from lens_attr.plots.panels import panels
 from lens_attr.plots.token_text import largest, plotly_text
 
 if TYPE_CHECKING:
     from lens_attr.circuits.agreement import Agreement
 
-_COLUMNS = 3
+_COLUMNS = 2
+"""Three lines of words over each do not fit more often beside each other on a phone."""
 
 
 def agreement(result: Agreement) -> go.Figure:
@@ -35,15 +35,15 @@ def agreement(result: Agreement) -> go.Figure:
     table = result.to_pandas()
     if table.empty:
         raise InputError("there is no method to draw.")
-    columns = 2 if len(table) == 4 else min(_COLUMNS, len(table))  # four make a square
+    columns = min(_COLUMNS, len(table))
     rows = math.ceil(len(table) / columns)
     titles = [
         f"{row['method']}<br>Spearman {row['spearman']:.2f}<br>top {row['k']}: {row['top_k']:.0%}"
         for row in table.to_dict("records")
     ]
-    fig = make_subplots(
-        rows, columns, shared_yaxes=True, subplot_titles=titles, vertical_spacing=0.32 / rows
-    )
+    absolute = "absolute " if result.compared == "absolute" else ""
+    x_title = f"{absolute}attribution (share of the method's largest)"
+    fig = panels(titles, x_title, rows, vertical_spacing=0.32 / rows)
     largest(result.importance)  # refuses what cannot be drawn
     for i, method in enumerate(table["method"]):
         place = {"row": i // columns + 1, "col": i % columns + 1}
@@ -61,9 +61,7 @@ def agreement(result: Agreement) -> go.Figure:
             showlegend=False,
             **place,
         )
-    absolute = "absolute " if result.compared == "absolute" else ""
     fig.update_layout(
-        template=LIGHT,
         title={
             "text": "Attribution against exact patching",
             "y": 1,
@@ -75,11 +73,9 @@ def agreement(result: Agreement) -> go.Figure:
             },
         },
         height=160 + 300 * rows,
-        margin={"t": 140},
+        margin_t=140,
     )
-    fig.update_annotations(font_size=12)
     fig.update_xaxes(zeroline=True)
-    fig.update_xaxes(title_text=f"{absolute}attribution (share of the largest)", row=rows)
     fig.update_yaxes(zeroline=True)
     fig.update_yaxes(title_text=f"{absolute}importance: what it adds ({result.effect_unit})", col=1)
     return fig

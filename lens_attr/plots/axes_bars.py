@@ -71,4 +71,5 @@ def axes(result: AxesTable, metric: str = "pg") -> go.Figure:
     height = _FRAME_PX + _ROW_PX * sum(counts) + 60 * len(shown)
     fig.update_layout(template=LIGHT, title={"text": title}, height=height, showlegend=False)
     fig.update_yaxes(autorange="reversed")
+    fig.update_xaxes(title_text="difference (percentage points)", row=len(shown))
     return fig

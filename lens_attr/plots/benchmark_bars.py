@@ -5,16 +5,15 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 import plotly.graph_objects as go
-from plotly.subplots import make_subplots
 
 from lens_attr.errors import InputError, did_you_mean
 from lens_attr.plots.palette import LINES, RANDOM
-from lens_attr.plots.template import LIGHT
+from lens_attr.plots.panels import panels
 
 if TYPE_CHECKING:
     from lens_attr.evaluation.results import BenchTable
 
-_ROW_PX, _FRAME_PX = 26, 150
+_ROW_PX, _FRAME_PX = 26, 184
 
 AXES = {
     "pg": "pointing game: top token is right (% of samples)",
@@ -63,7 +62,8 @@ def benchmark(result: BenchTable, metric: str = "pg") -> go.Figure:
         known = {row["metric"] for row in rows if row["n"]} or {"nothing"}
         raise InputError(f"there is no metric {metric!r} to draw; {did_you_mean(metric, known)}")
     tasks = list(dict.fromkeys(row["task"] for row in chosen))
-    fig = make_subplots(cols=len(tasks), subplot_titles=tasks, shared_yaxes=True)
+    title = AXES.get(metric, title_of(metric))
+    fig = panels(tasks, title)
     for i, task in enumerate(tasks):
         mine = [row for row in chosen if row["task"] == task]
         fig.add_bar(
@@ -81,15 +81,7 @@ def benchmark(result: BenchTable, metric: str = "pg") -> go.Figure:
             row=1,
             col=i + 1,
         )
-    title = AXES.get(metric, title_of(metric))
     height = _FRAME_PX + _ROW_PX * len({row["method"] for row in chosen})
-    fig.update_layout(template=LIGHT, title={"text": title}, height=height, showlegend=False)
+    fig.update_layout(title={"text": title}, height=height, showlegend=False)
     fig.update_yaxes(autorange="reversed")
-    fig.update_xaxes(title_text=title if len(tasks) == 1 else _short(title))
     return fig
-
-
-def _short(title: str) -> str:
-    """Without the explanation, which the figure's title gives; the unit stays."""
-    name, _, explanation = title.partition(":")
-    return f"{name} (%)" if "%" in explanation else title

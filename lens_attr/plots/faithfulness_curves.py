@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import plotly.graph_objects as go
 
+from lens_attr.display import count
 from lens_attr.errors import InputError
 from lens_attr.plots.palette import LINES, RANDOM
 from lens_attr.plots.template import figure
@@ -14,32 +16,40 @@ from lens_attr.plots.template import figure
 if TYPE_CHECKING:
     from lens_attr.circuits.faithfulness_results import FaithfulnessComparison, FaithfulnessCurve
 
-_BAND = "rgba(138, 143, 152, 0.25)"
+_TITLES = {
+    "fraction": "edges in the circuit, share of the model's (axis: fraction)",
+    "percentage": "edges chosen before pruning, share of the model's (axis: percentage)",
+}
 
 
 def faithfulness(result: FaithfulnessComparison) -> go.Figure:
-    """Faithfulness against the share of edges in the circuit, one line per ranking.
+    """Faithfulness against the size of the circuit, one line per ranking.
 
-    1 is as good as the whole model, 0 as bad as the corrupted run. The band spans the random
+    1 is as good as the whole model, 0 as bad as the corrupted run. Every circuit stands where it
+    stands on the axis that CPR and CMD integrate over; a circuit without edges, which a
+    logarithmic axis has no place for, on a mark of its own at the left. Grey lines are random
     orders.
 
     Args:
         result: the curves.
 
     Raises:
-        InputError: no curve.
+        InputError: no curve, or curves over different axes.
     """
     curves = [*result.curves, *result.random]
     if not curves:
         raise InputError("there is no faithfulness curve to draw.")
     axis = curves[0].axis
+    if any(curve.axis != axis for curve in curves):
+        raise InputError("the curves are over different axes: draw those of one axis together.")
+    empty = _place_of_empty(curves)
     fig = figure(f"Faithfulness of circuits, {curves[0].ordering} ordering", height=480)
     fig.update_layout(showlegend=True)
-    if result.random:
-        _band(fig, result)
+    for i, curve in enumerate(result.random):
+        _random(fig, curve, empty, len(result.random) if i == 0 else 0)
     for i, curve in enumerate(result.curves):
         fig.add_scatter(
-            x=curve.x,
+            x=_places(curve, empty),
             y=curve.faithfulness,
             name=f"{curve.method}, {curve.by} (CPR {curve.cpr:.2f}, CMD {curve.cmd:.2f})",
             mode="lines+markers",
@@ -47,10 +57,9 @@ def faithfulness(result: FaithfulnessComparison) -> go.Figure:
             customdata=_labels(curve),
             hovertemplate="%{y:.3f}, %{customdata}<extra></extra>",
         )
-    what = "edges in the circuit" if axis == "fraction" else "edges chosen, before pruning"
     fig.add_hline(y=1.0, line={"dash": "dot", "color": RANDOM, "width": 1})
-    fig.update_xaxes(title_text=what, type="log", tickformat="~%", dtick=1)
-    fig.update_yaxes(title_text="faithfulness")
+    fig.update_xaxes(title_text=_TITLES[axis], type="log", **_ticks(curves, empty))
+    fig.update_yaxes(title_text="faithfulness (1 whole model, 0 corrupted)")
     return fig
 
 
@@ -58,18 +67,39 @@ def _labels(curve: FaithfulnessCurve) -> list[str]:
     return [f"{e.n_edges} of {e.n_edges_model} edges" for e in curve.evaluations]
 
 
-def _band(fig: go.Figure, result: FaithfulnessComparison) -> None:
-    """Random circuits lose most edges to pruning, so they are drawn at the size chosen."""
-    heights = np.stack([curve.faithfulness for curve in result.random])
-    x = np.array(result.random[0].percentages) / 100
-    edge = {"mode": "lines", "line": {"width": 0}, "showlegend": False, "hoverinfo": "skip"}
-    fig.add_scatter(x=x, y=heights.max(axis=0), **edge)
-    fig.add_scatter(x=x, y=heights.min(axis=0), fill="tonexty", fillcolor=_BAND, **edge)
+def _place_of_empty(curves: Sequence[FaithfulnessCurve]) -> float:
+    """Where circuits without edges are drawn: left of a circuit of one edge."""
+    return 0.3 / max(e.n_edges_model for curve in curves for e in curve.evaluations)
+
+
+def _places(curve: FaithfulnessCurve, empty: float) -> list[float]:
+    return [float(x) or empty for x in curve.x]
+
+
+def _ticks(curves: Sequence[FaithfulnessCurve], empty: float) -> dict[str, Any]:
+    """Powers of ten; where a circuit is empty, also its mark."""
+    every = np.concatenate([curve.x for curve in curves])
+    if every.all():
+        return {"tickformat": "~%", "dtick": 1}
+    lowest = min([*every[every > 0], 1.0])
+    powers = [10.0**k for k in range(int(np.ceil(np.log10(lowest))), 1)]
+    return {
+        "tickvals": [empty, *powers],
+        "ticktext": ["no edge", *(f"{p * 100:g}%" for p in powers)],
+    }
+
+
+def _random(fig: go.Figure, curve: FaithfulnessCurve, empty: float, n: int) -> None:
+    """A random order; the first stands for all ``n`` in the legend."""
     fig.add_scatter(
-        x=x,
-        y=heights.mean(axis=0),
-        name=f"random, mean of {len(heights)}",
+        x=_places(curve, empty),
+        y=curve.faithfulness,
+        name=f"random, {count(n, 'order')}",
+        legendgroup="random",
+        showlegend=n > 0,
         mode="lines",
-        line={"color": RANDOM, "width": 2, "dash": "dot"},
-        hovertemplate="%{y:.3f}<extra></extra>",
+        opacity=0.7,
+        line={"color": RANDOM, "width": 1.5, "dash": "dot"},
+        customdata=_labels(curve),
+        hovertemplate="%{y:.3f}, %{customdata}<extra></extra>",
     )

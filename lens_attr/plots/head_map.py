@@ -41,7 +41,8 @@ def heads(
     """
     if hasattr(result, "scores"):
         scores, title = _of_ranking(cast("Ranking", result), pool, example)
-        unit = "score"
+        pool_of = cast("Ranking", result).pool
+        unit = f"relevance ({pool_of})" if pool_of else "score (more is more relevant)"
     else:
         relevance = cast("Relevance", result)
         scores, title = _of_relevance(relevance, pool or "relu_token", example)

@@ -6,15 +6,15 @@ import re
 from typing import TYPE_CHECKING, Any
 
 import plotly.graph_objects as go
-from plotly.subplots import make_subplots
 
 from lens_attr.errors import InputError, did_you_mean
 from lens_attr.plots.palette import LINES, RANDOM
-from lens_attr.plots.template import LIGHT
+from lens_attr.plots.panels import panels
 
 if TYPE_CHECKING:
     from lens_attr.evaluation.results import BenchTable
 
+_MOST_TICKS = 8
 _INSIDE = re.compile(r"(.*)/layer (\d+)")
 
 
@@ -40,15 +40,16 @@ def layer_faithfulness(result: BenchTable, metric: str = "comprehensiveness") ->
         raise InputError(f"there is no metric {metric!r} to draw; {did_you_mean(metric, known)}")
     tasks = list(dict.fromkeys(row["task"] for row in chosen))
     methods = list(dict.fromkeys(row["method"] for row in chosen))
-    fig = make_subplots(cols=len(tasks), subplot_titles=tasks, shared_yaxes=True)
+    fig = panels(tasks, "before block")
     for column, task in enumerate(tasks, start=1):
         for i, method in enumerate(methods):
             rows = [r for r in chosen if (r["task"], r["method"]) == (task, method)]
             fig.add_trace(_line(rows, method, i, column == 1), row=1, col=column)
     layers = sorted({row["layer"] for row in chosen})
-    texts = ["tokens" if layer < 0 else str(layer) for layer in layers]
-    fig.update_layout(template=LIGHT, title={"text": metric}, height=480, showlegend=True)
-    fig.update_xaxes(title_text="before block", tickvals=layers, ticktext=texts)
+    shown = layers[:: -(-len(layers) // max(2, _MOST_TICKS // len(tasks)))]
+    texts = ["tokens" if layer < 0 else str(layer) for layer in shown]
+    fig.update_layout(title={"text": metric}, height=480, showlegend=True)
+    fig.update_xaxes(tickvals=shown, ticktext=texts)
     fig.update_yaxes(title_text=f"{metric} (share of the logit)", col=1)
     return fig
 

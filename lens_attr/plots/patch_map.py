@@ -1,7 +1,8 @@
-"""Patch map: what every patched head, or layer and position, did to the target."""
+"""Patch map: what every patched head, or layer and position, did (or would do) to the target."""
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any, Literal, get_args
 
 import numpy as np
@@ -15,6 +16,7 @@ from lens_attr.plots.template import figure, relevance_axis
 from lens_attr.plots.token_text import largest, plotly_text, readable
 
 if TYPE_CHECKING:
+    from lens_attr.circuits.node_results import NodeScores
     from lens_attr.circuits.patch_result import PatchResult
 
 Shown = Literal["effects", "normalised", "metric"]
@@ -56,11 +58,41 @@ def patching(
     if show not in get_args(Shown):
         raise InputError(f"unknown show {show!r}; {did_you_mean(str(show), get_args(Shown))}")
     cells, axes = _flat(getattr(result, show).detach().double().numpy(), result.axes, layer)
-    unit = _unit(result, show)
-    fig = figure(
-        f"Patching, {_UNITS[result.unit]}", _subtitle(result, layer), height=_height(len(cells))
-    )
-    labels = [_label(result, axis, n) for axis, n in zip(axes, cells.shape, strict=True)]
+    title = f"Patching, {_UNITS[result.unit]}", _subtitle(result, layer)
+    return _draw(cells, axes, title, _unit(result, show), result.str_tokens, limit)
+
+
+def nodes(result: NodeScores, layer: int | None = None, limit: float | None = None) -> go.Figure:
+    """Attribution patching as a patch map: layer by head, or layer by position.
+
+    Args:
+        result: what to draw.
+        layer: of scores with three axes (heads by position): which layer.
+        limit: where the colour saturates; default: the largest absolute value.
+
+    Raises:
+        InputError: neurons, which are too many; a layer that is out of range, missing or not
+            needed, or a limit not above zero.
+    """
+    if result.unit not in _UNITS:
+        raise InputError(f"a map of all {result.unit}s would be too large: see to_pandas().")
+    cells, axes = _flat(result.scores, result.axes, layer)
+    how = f"predicted by {result.method} patching" + ("" if layer is None else f", layer {layer}")
+    how += f", mean of {result.n}" if result.n > 1 else ""
+    title = f"Attribution patching, {_UNITS[result.unit]}", how
+    return _draw(cells, axes, title, f"effect ({result.target_unit})", result.str_tokens, limit)
+
+
+def _draw(
+    cells: Float[NDArray[np.float64], "row column"],
+    axes: tuple[str, str],
+    title: tuple[str, str],
+    unit: str,
+    str_tokens: Sequence[Sequence[str]],
+    limit: float | None,
+) -> go.Figure:
+    fig = figure(*title, height=_height(len(cells)))
+    labels = [_label(str_tokens, axis, n) for axis, n in zip(axes, cells.shape, strict=True)]
     hover = "%{customdata}<br>" + unit + " %{z:+.4g}<extra></extra>"
     fig.add_heatmap(
         z=cells,
@@ -73,8 +105,8 @@ def patching(
         customdata=[[f"{row}<br>{column}" for column in labels[1]] for row in labels[0]],
         hovertemplate=hover,
     )
-    _axis(fig.update_yaxes, result, axes[0], cells.shape[0])
-    _axis(fig.update_xaxes, result, axes[1], cells.shape[1])
+    _axis(fig.update_yaxes, str_tokens, axes[0], cells.shape[0])
+    _axis(fig.update_xaxes, str_tokens, axes[1], cells.shape[1])
     fig.update_layout(coloraxis=relevance_axis(cells.ravel().tolist(), unit, limit))
     return fig
 
@@ -93,7 +125,7 @@ def _flat(
             f"this result has axes {', '.join(axes)}: choose a layer from 0 to {len(values) - 1}."
         )
     chosen = values[layer]
-    return (chosen.T, ("head", "pos")) if axes[1] == "pos" else (chosen, ("head", "query"))
+    return (chosen.T, (axes[2], axes[1])) if axes[1] == "pos" else (chosen, (axes[1], axes[2]))
 
 
 def _texts(cells: Float[NDArray[np.float64], "row column"]) -> list[list[str]]:
@@ -122,26 +154,26 @@ def _height(rows: int) -> int:
     return min(900, max(340, 170 + 38 * rows))
 
 
-def _label(result: PatchResult, axis: str, n: int) -> list[str]:
+def _label(str_tokens: Sequence[Sequence[str]], axis: str, n: int) -> list[str]:
     if not axis:
         return [""]
     names = [f"{_AXES.get(axis, axis)} {i}" for i in range(n)]
-    tokens = _tokens(result, axis)
+    tokens = _tokens(str_tokens, axis)
     return names if tokens is None else [f"{a} {b}" for a, b in zip(names, tokens, strict=True)]
 
 
-def _tokens(result: PatchResult, axis: str) -> list[str] | None:
+def _tokens(str_tokens: Sequence[Sequence[str]], axis: str) -> list[str] | None:
     """The tokens of a single example, to stand at its positions."""
-    if axis not in ("pos", "query") or len(result.str_tokens) != 1:
+    if axis not in ("pos", "query") or len(str_tokens) != 1:
         return None
-    return [plotly_text(readable(token)) for token in result.str_tokens[0]]
+    return [plotly_text(readable(token)) for token in str_tokens[0]]
 
 
-def _axis(update: Any, result: PatchResult, axis: str, n: int) -> None:
+def _axis(update: Any, str_tokens: Sequence[Sequence[str]], axis: str, n: int) -> None:
     if not axis:
         update(visible=False)
         return
-    tokens = _tokens(result, axis)
+    tokens = _tokens(str_tokens, axis)
     options: dict[str, Any] = {"dtick": 1 if n <= 32 else None}
     if tokens is not None:
         options = {"tickvals": list(range(n)), "ticktext": tokens, "tickangle": -60}

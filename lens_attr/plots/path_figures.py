@@ -9,10 +9,10 @@ import numpy as np
 import plotly.graph_objects as go
 from jaxtyping import Bool, Float
 from numpy.typing import NDArray
-from plotly.subplots import make_subplots
 
 from lens_attr.errors import InputError
 from lens_attr.plots.palette import LINES
+from lens_attr.plots.panels import panels
 from lens_attr.plots.template import figure
 from lens_attr.plots.token_text import plotly_text, readable, shares
 
@@ -41,7 +41,7 @@ def path_output(result: Relevance, example: int | None = None) -> go.Figure:
         InputError: another method's result, or example out of range.
     """
     fig = _along_path(result, "output", example, "Output along the path")
-    fig.update_yaxes(title_text="output F")
+    fig.update_yaxes(title_text=_F.get(_setting(result), "output F"))
     return fig
 
 
@@ -56,7 +56,7 @@ def path_emphasis(result: Relevance, example: int | None = None) -> go.Figure:
         InputError: another method's result, or example out of range.
     """
     fig = _along_path(result, "emphasis", example, "Emphasis along the path")
-    fig.update_yaxes(title_text="emphasis factor EF", rangemode="tozero")
+    fig.update_yaxes(title_text="emphasis factor EF (share, 0 to 1)", rangemode="tozero")
     return fig
 
 
@@ -92,7 +92,7 @@ def path_parts(result: Relevance, example: int | None = None) -> go.Figure:
     ticks = {"tickvals": list(range(0, len(tokens), step)), "ticktext": tokens[::step]}
     fig.update_xaxes(tickangle=-60, **ticks)
     fig.update_layout(legend={"yref": "container", "y": 0, "yanchor": "bottom"})
-    fig.update_yaxes(title_text="share of the largest", zeroline=True, tickformat="~g")
+    fig.update_yaxes(title_text="share of the series' largest", zeroline=True, tickformat="~g")
     return fig
 
 
@@ -119,7 +119,7 @@ def output_emphasis(result: Relevance, example: int | None = None) -> go.Figure:
         marker={"color": LINES[0]},
         hovertemplate="%{y}<br>F x EF %{x:.4g}<extra></extra>",
     )
-    fig.update_xaxes(title_text="mean of F x EF", zeroline=True)
+    fig.update_xaxes(title_text="mean of F x EF<br>(unit of the target)", zeroline=True)
     fig.update_yaxes(autorange="reversed")
     return fig
 
@@ -140,13 +140,9 @@ def gradient_distance(
         InputError: another method's result, or example out of range.
     """
     chosen = _examples(result, example)
-    panels = make_subplots(
-        cols=2,
-        shared_yaxes=True,
-        horizontal_spacing=0.04,
-        subplot_titles=list(GRADIENTS),
-        figure=figure("Gradient against distance", height=440, showlegend=len(chosen) > 1),
-    )
+    fig = panels(list(GRADIENTS), "distance (tokens)")
+    title = {"text": "Gradient against distance"}
+    fig.update_layout(title=title, height=440, showlegend=len(chosen) > 1)
     for column, name in enumerate(GRADIENTS.values(), start=1):
         for i, one in enumerate(chosen):
             real = _real(result, one)
@@ -154,7 +150,7 @@ def gradient_distance(
             size = _extra(result, name)[one][real]
             tokens = [plotly_text(readable(t)) for t in result.real_str_tokens(one)]
             seen = (distance >= 0) | (size != 0)  # a causal model does not see what comes later
-            panels.add_scatter(
+            fig.add_scatter(
                 x=distance[seen],
                 y=size[seen],
                 customdata=np.array(tokens)[seen],
@@ -164,11 +160,10 @@ def gradient_distance(
                 row=1,
                 col=column,
             )
-    panels.update_xaxes(title_text="distance (tokens)", autorange="reversed")
-    panels.update_annotations(font_size=13)
-    panels.update_yaxes(type="log" if log else "linear", rangemode="tozero", exponentformat="power")
-    panels.update_yaxes(title_text="l2 norm of the mean gradient", col=1)
-    return panels
+    fig.update_xaxes(autorange="reversed")
+    fig.update_yaxes(type="log" if log else "linear", rangemode="tozero", exponentformat="power")
+    fig.update_yaxes(title_text="mean gradient of F (l2 norm)", col=1)
+    return fig
 
 
 PathKind = Literal[
@@ -215,6 +210,18 @@ def _line(result: Relevance, example: int, i: int) -> dict[str, Any]:
     }
 
 
+def _setting(result: Relevance) -> str:
+    """What F is, as the result was made."""
+    return str(result.metadata.get("output", "logit"))
+
+
+_F = {
+    "logit": "output F (unit of the target)",
+    "probability": "output F (probability)",
+    "embedding_l1": "output F (l1 norm of the output embedding)",
+}
+
+
 def _plain(text: str) -> str:
     """Text of which plotly interprets nothing."""
     return text.replace("&", "&amp;").replace("<", "&lt;").replace(">", "&gt;")
@@ -238,10 +245,4 @@ def _extra(result: Relevance, name: str) -> Float[NDArray[np.float64], "batch _"
 
 
 def _real(result: Relevance, example: int) -> Bool[NDArray[np.bool_], " pos"]:
-    mask = result.attention_mask.cpu().numpy()
-    if mask.shape[1] != _extra(result, "net_attention").shape[1]:
-        raise InputError(
-            "this is one example of a padded batch, whose parts keep the padding: draw the whole "
-            "result with example=i instead of result[i]."
-        )
-    return mask[example]
+    return result.attention_mask[example].cpu().numpy()

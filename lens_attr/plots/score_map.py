@@ -20,7 +20,7 @@ if TYPE_CHECKING:
 _MOST_TICKS = 40
 
 
-def score_map(result: ScoreAgreement, example: int = 0) -> go.Figure:
+def score_map(result: ScoreAgreement, example: int = 0, query: int | None = None) -> go.Figure:
     """One panel for exact ablation and one per method: layer and head upwards, keys across.
 
     Every panel is divided by its largest absolute value; hover for layer, head, query, key and
@@ -28,14 +28,20 @@ def score_map(result: ScoreAgreement, example: int = 0) -> go.Figure:
 
     Args:
         result: what to draw.
-        example: which example; its explained position is the query.
+        example: which example.
+        query: which of the ablated queries, as in the table; default: the last.
 
     Raises:
-        InputError: no such example, or NaN or infinite values.
+        InputError: no such example or query, or NaN or infinite values.
     """
     chosen = result.singles.query("example == @example")
     if chosen.empty:
         raise InputError(f"example {example} is out of range: there are {len(result.str_tokens)}.")
+    ablated = sorted({int(each) for each in chosen["query"]})
+    query = ablated[-1] if query is None else query
+    if query not in ablated:
+        raise InputError(f"query {query} was not ablated in example {example}: {ablated} were.")
+    chosen = chosen.query("query == @query")
     panels = ["exact", *result.methods]
     titles = [f"exact, {result.replace} ablation", *map(plotly_text, result.methods)]
     fig = make_subplots(cols=len(panels), shared_yaxes=True, subplot_titles=titles)
@@ -50,9 +56,9 @@ def score_map(result: ScoreAgreement, example: int = 0) -> go.Figure:
     fig.update_xaxes(
         tickvals=ticks, ticktext=[tokens[key] for key in ticks], tickangle=-60, showgrid=False
     )
+    fig.update_xaxes(title_text="key")
     fig.update_yaxes(showgrid=False, type="category")
     fig.update_yaxes(title_text="layer.head", col=1)
-    query = int(cells[0]["query"])
     fig.update_layout(
         template=LIGHT,
         title={
@@ -61,7 +67,7 @@ def score_map(result: ScoreAgreement, example: int = 0) -> go.Figure:
         },
         height=min(1200, max(360, 220 + 18 * len(names))),
         margin={"t": 110},
-        coloraxis=relevance_axis([1.0], "share of the largest"),
+        coloraxis=relevance_axis([1.0], "share of the panel's largest"),
     )
     return fig
 

@@ -6,11 +6,11 @@ from collections.abc import Sequence
 
 import pandas as pd
 import plotly.graph_objects as go
-from plotly.subplots import make_subplots
 
 from lens_attr.errors import InputError, did_you_mean
+from lens_attr.plots.benchmark_bars import AXES
 from lens_attr.plots.palette import LINES, RANDOM
-from lens_attr.plots.template import LIGHT
+from lens_attr.plots.panels import panels, wrapped
 
 
 def deletion_sweep(result: pd.DataFrame, metric: str = "comprehensiveness") -> go.Figure:
@@ -53,7 +53,7 @@ def _curves(result: pd.DataFrame, metric: str, x: str, title: str, x_title: str)
     methods = list(dict.fromkeys(row["method"] for row in chosen))
     lines = _lines([method for method in methods if method not in BASELINES])
     lines |= _lines([method for method in methods if method in BASELINES], [RANDOM])
-    fig = make_subplots(cols=len(tasks), subplot_titles=tasks, shared_yaxes=True)
+    fig = panels(tasks, x_title)
     for column, task in enumerate(tasks, start=1):
         for method in methods:
             rows = [r for r in chosen if (r["task"], r["method"]) == (task, method)]
@@ -73,9 +73,8 @@ def _curves(result: pd.DataFrame, metric: str, x: str, title: str, x_title: str)
                 row=1,
                 col=column,
             )
-    fig.update_layout(template=LIGHT, title={"text": title}, height=480)
-    fig.update_xaxes(title_text=x_title)
-    fig.update_yaxes(title_text=title, col=1)
+    fig.update_layout(title={"text": title}, height=480)
+    fig.update_yaxes(title_text=wrapped(AXES.get(metric, title), _TITLE), col=1)
     return fig
 
 
@@ -87,4 +86,6 @@ def _lines(names: list[str], colours: Sequence[str] = LINES) -> dict[str, dict[s
     }
 
 
+_TITLE = 40
+"""Characters of the vertical title on a line."""
 _DASHES = ("solid", "dash", "dot", "dashdot")

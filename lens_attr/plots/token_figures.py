@@ -14,7 +14,7 @@ from lens_attr.plots.head_map import heads
 from lens_attr.plots.head_token_map import head_tokens
 from lens_attr.plots.palette import INK, POSITIVE
 from lens_attr.plots.path_figures import PATH_FIGURES, PathKind
-from lens_attr.plots.template import COLOUR_BAR_PX, MONO, figure, relevance_axis
+from lens_attr.plots.template import MONO, figure, relevance_axis
 from lens_attr.plots.token_text import Box, boxes, plotly_text, shares
 
 if TYPE_CHECKING:
@@ -28,10 +28,11 @@ Colours = Literal["signed", "positive"]
 
 MOST_EXAMPLES = 20
 """Examples drawn when none is chosen."""
-_LINE_PX, _MARGINS = 36, 76
-_LEAST_PX = 130
-"""So that the words beside the colour bar fit."""
-_LEAST = _LEAST_PX / _LINE_PX - 0.5
+WRAP = 64
+"""Characters on a line by default: still legible on a phone."""
+_LINE_PX, _HEAD_PX, _FOOT_PX = 36, 60, 84
+_BAR_BELOW = {"orientation": "h", "x": 0, "xanchor": "left", "y": 0, "yanchor": "top"}
+"""Beside the text it would take the room of the words, and run into the headings."""
 _HEADING = 1.0
 _GAP = 0.35
 
@@ -51,7 +52,7 @@ def relevance(
     kind: Kind = "tokens",
     example: int | None = None,
     limit: float | None = None,
-    wrap: int = 88,
+    wrap: int = WRAP,
     **options: Any,
 ) -> go.Figure:
     """The text, every token coloured by its relevance.
@@ -94,7 +95,7 @@ def spans(
     result: SpanRelevance,
     example: int | None = None,
     limit: float | None = None,
-    wrap: int = 88,
+    wrap: int = WRAP,
 ) -> go.Figure:
     """The text, every word, sentence or span coloured by its relevance.
 
@@ -115,7 +116,7 @@ def spans(
 
 
 def comparison(
-    result: Comparison, example: int = 0, wrap: int = 88, colours: Colours = "signed"
+    result: Comparison, example: int = 0, wrap: int = WRAP, colours: Colours = "signed"
 ) -> go.Figure:
     """The same text once per method.
 
@@ -182,13 +183,13 @@ def _draw(
         widest = max(widest, *(box.left + box.width for box in placed))
     bottom = row - _GAP - 0.4
     fig.update_xaxes(visible=False, range=[0, widest], fixedrange=True)
-    fig.update_yaxes(visible=False, range=[max(bottom, _LEAST), -0.5], fixedrange=True)
-    drawn = max(round((bottom + 0.5) * _LINE_PX), _LEAST_PX)
-    axis["colorbar"]["len"] = min(drawn, COLOUR_BAR_PX)
+    fig.update_yaxes(visible=False, range=[bottom, -0.5], fixedrange=True)
+    axis["colorbar"] |= _BAR_BELOW
+    axis["colorbar"]["title"] |= {"side": "top"}
     fig.update_layout(
-        height=drawn + _MARGINS,
+        height=round((bottom + 0.5) * _LINE_PX) + _HEAD_PX + _FOOT_PX,
         coloraxis=axis,
-        margin={"l": 16, "r": 16, "t": _MARGINS - 16, "b": 16},
+        margin={"l": 16, "r": 16, "t": _HEAD_PX, "b": _FOOT_PX},
         showlegend=False,
         barmode="overlay",
     )

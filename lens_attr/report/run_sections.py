@@ -20,6 +20,7 @@ from lens_attr.report.bench_figures import bench_figures
 from lens_attr.report.page import Content, Html, Section, facts_list
 from lens_attr.report.run_files import Chapter, DataSetRun, Found
 from lens_attr.report.texts import Explanation, colour_key, explained_texts
+from lens_attr.runs.notices import Notices
 
 MOST_TEXTS = 24
 """Texts of one chapter; more make a page that nobody reads to its end."""
@@ -345,12 +346,14 @@ def data_set_runs(chapter: Chapter) -> list[Section]:
 
 def _run_facts(run: DataSetRun) -> dict[str, str]:
     done = sum(stop - start for start, stop in (record["rows"] for record in run.records))
-    notices = dict.fromkeys(notice for record in run.records for notice in record["notices"])
+    notices = Notices()
+    for record in run.records:
+        notices.add(record["notices"])
     job = {_label(key): _words(value) for key, value in run.manifest["job"].items()}
     return job | {
         "rows": f"{done} of {run.manifest['input'].get('rows', '?')} explained",
         "rows with an error": str(sum(record["errors"] for record in run.records)),
-        **({"notices": " ".join(notices)} if notices else {}),
+        **({"notices": " ".join(lines)} if (lines := notices.lines()) else {}),
     }
 
 

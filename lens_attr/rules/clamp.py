@@ -4,11 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 from dataclasses import dataclass
-from math import inf, isnan
+from math import inf
+from typing import Any
 
 from torch import Tensor
 
-from lens_attr.errors import InputError
+from lens_attr.errors import InputError, refuse_no_number
 from lens_attr.graph import ModelGraph, Point
 from lens_attr.rules.core import Placement, Rule, Tape
 
@@ -26,15 +27,13 @@ class ClampGradient(Rule):
         high: largest entry let through.
     """
 
+    vectorised = True
+
     low: float = -inf
     high: float = inf
 
     def __post_init__(self) -> None:
-        if isnan(self.low) or isnan(self.high) or not self.low <= self.high:
-            raise InputError(
-                f"the gradient is clamped to [low, high], so low must not exceed high: got "
-                f"[{self.low}, {self.high}]."
-            )
+        refuse_no_interval("low", self.low, "high", self.high)
 
     def place(self, graph: ModelGraph) -> Iterable[Placement]:
         """At every block's ``hook_resid_pre``."""
@@ -45,3 +44,18 @@ class ClampGradient(Rule):
             return grad.clamp(self.low, self.high)
 
         return Placement(point, transform)
+
+
+def refuse_no_interval(low_name: str, low: Any, high_name: str, high: Any) -> None:
+    """Raise unless both are numbers, possibly infinite, in this order.
+
+    Raises:
+        InputError: naming the option.
+    """
+    refuse_no_number(low_name, low, infinite=True)
+    refuse_no_number(high_name, high, infinite=True)
+    if not (low <= high and low < inf and high > -inf):
+        raise InputError(
+            f"the gradient is clamped to [{low_name}, {high_name}], so {low_name} must not exceed "
+            f"{high_name}, and some number must lie between: got [{low}, {high}]."
+        )

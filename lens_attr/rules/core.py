@@ -205,7 +205,8 @@ class Rule(ABC):
             RuleNotAppliedError: no point is left, which would silently change nothing.
         """
         layers = () if self.layers is None else self.layers
-        if not isinstance(layers, Collection) or not all(type(one) is int for one in layers):
+        several = isinstance(layers, Collection) and not isinstance(layers, str)
+        if not several or not all(type(one) is int for one in layers):
             raise InputError(f"layers must be several block numbers, got {self.layers!r}: [0, 1].")
         unknown = sorted(set(layers) - set(range(graph.n_layers)))
         if unknown:

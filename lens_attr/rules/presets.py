@@ -17,7 +17,7 @@ from collections.abc import Callable, Collection
 from dataclasses import dataclass, fields, replace
 from typing import Any, Literal, get_args
 
-from lens_attr.errors import InputError, did_you_mean
+from lens_attr.errors import InputError, did_you_mean, refuse_no_number
 from lens_attr.rules.attention import ScalePattern, ScaleZ, TemperedSoftmax
 from lens_attr.rules.core import Rule, RuleSet
 from lens_attr.rules.mlp import GateSplit, IdentityActivation
@@ -53,9 +53,7 @@ class Switches:
 
     def __post_init__(self) -> None:
         for name in ("norm", "pattern", "temperature", "z"):
-            value = getattr(self, name)
-            if not isinstance(value, (int, float)) or isinstance(value, bool):
-                raise InputError(f"{name} must be a number, got {value!r}.")
+            refuse_no_number(name, getattr(self, name))
         for name, modes in (("activation", ActivationMode), ("gate", GateMode)):
             if getattr(self, name) not in get_args(modes):
                 known = ", ".join(map(repr, get_args(modes)))

@@ -6,11 +6,12 @@ from pathlib import Path
 
 from lens_attr.errors import InputError
 from lens_attr.runs.job import Job
-from lens_attr.runs.manifest import MANIFEST, PLAN, SCAN
+from lens_attr.runs.lock import LOCKED
+from lens_attr.runs.manifest import MANIFEST, PLAN
 from lens_attr.runs.shards import FOLDER
 from lens_attr.runs.sources import find
 
-OURS = (MANIFEST, PLAN, SCAN, FOLDER)
+OURS = (MANIFEST, PLAN, FOLDER)
 UNFINISHED = ".tmp"
 """Ending of files that were being written when a process was killed."""
 
@@ -25,19 +26,17 @@ def own_directory(job: Job) -> Path:
     out = Path(job.out).expanduser()
     if out.exists() and not out.is_dir():
         raise InputError(f"out {out} is a file: give a directory.")
-    for name in OURS:
-        if (out / name).is_symlink():
-            raise InputError(
-                f"{out / name} is a link: a run writes nothing outside its out directory."
-            )
     old = any((out / FOLDER).glob("*"))  # asked first: another process may be starting this run
     held = [path.name for path in out.iterdir()] if out.exists() else []
+    for path in [out / name for name in filter(_is_ours, held)] + _unfinished(out):
+        if path.is_symlink():
+            raise InputError(f"{path} is a link: a run writes nothing outside its out directory.")
     if old and MANIFEST not in held:
         raise InputError(
             f"out {out} holds shards but no {MANIFEST}, so nobody knows which run made them: "
             "restore it, or choose another out directory."
         )
-    strangers = [name for name in held if name not in OURS and not name.endswith(UNFINISHED)]
+    strangers = [name for name in held if not _is_ours(name)]
     if strangers and MANIFEST not in held:
         raise InputError(f"out {out} holds other things ({strangers[0]}): give a new directory.")
     try:
@@ -59,7 +58,15 @@ def refuse_own_output(job: Job) -> None:
             raise InputError(f"the data {path} lies in the run's own out directory {out}.")
 
 
+def _is_ours(name: str) -> bool:
+    return name in OURS or name.endswith((UNFINISHED, LOCKED))
+
+
+def _unfinished(out: Path) -> list[Path]:
+    return [*out.glob(f".*{UNFINISHED}"), *(out / FOLDER).glob(f".*{UNFINISHED}")]
+
+
 def sweep(out: Path) -> None:
-    """Remove what killed processes left half written."""
-    for path in (*out.glob(f".*{UNFINISHED}"), *(out / FOLDER).glob(f".*{UNFINISHED}")):
+    """Remove what killed processes left half written; only where nobody else is at work."""
+    for path in _unfinished(out):
         path.unlink(missing_ok=True)

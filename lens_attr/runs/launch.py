@@ -5,7 +5,7 @@ from __future__ import annotations
 import time
 from collections.abc import Iterator
 from contextlib import closing
-from dataclasses import asdict, dataclass, field
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -22,10 +22,12 @@ from lens_attr.runs.directory import own_directory, refuse_own_output, sweep
 from lens_attr.runs.executors.local import in_processes, in_this_process
 from lens_attr.runs.executors.ray import on_ray
 from lens_attr.runs.job import Job, JobLike
+from lens_attr.runs.lock import at_work
 from lens_attr.runs.manifest import PLAN, Manifest
+from lens_attr.runs.notices import Notices
 from lens_attr.runs.plan import read_plan, side_by_side
 from lens_attr.runs.ranks import Share, share
-from lens_attr.runs.shards import FOLDER, Record
+from lens_attr.runs.shards import FOLDER, SCHEMA, Record
 from lens_attr.runs.start import start
 from lens_attr.runs.worker import Answers, Setup, Work, load_model
 
@@ -48,6 +50,7 @@ class RunReport(Shown):
         computed: of them, rows done now and not by an earlier start.
         complete: whether every row of the input has its place, by this process or another.
         notices: what the reader of the results should know.
+        closed: False where no row is missing, but the manifest could not say so.
     """
 
     out: Path
@@ -57,11 +60,12 @@ class RunReport(Shown):
     computed: int
     complete: bool
     notices: list[str] = field(default_factory=list)
+    closed: bool = True
 
     @property
     def exit_code(self) -> int:
-        """0; 3 if some rows hold an error; 4 if some could not be written."""
-        if self.unwritten:
+        """0; 3 if some rows hold an error; 4 if something could not be written."""
+        if self.unwritten or not self.closed:
             return UNWRITTEN
         return SOME_ERRORS if self.errors else 0
 
@@ -80,7 +84,8 @@ class RunReport(Shown):
     def to_pandas(self) -> pd.DataFrame:
         """Every row written so far, in the order of the input; all of them in memory."""
         files = sorted((self.out / FOLDER).glob("*.parquet"))
-        return pd.concat([pq.read_table(file).to_pandas() for file in files], ignore_index=True)
+        tables = [pq.read_table(file).to_pandas() for file in files]
+        return pd.concat(tables or [SCHEMA.empty_table().to_pandas()], ignore_index=True)
 
 
 def run(job: JobLike, *, model: Any = None, progress: bool | None = None) -> RunReport:
@@ -97,9 +102,9 @@ def run(job: JobLike, *, model: Any = None, progress: bool | None = None) -> Run
 
     Raises:
         InputError: a job that cannot be used; job, input, model or versions are not those the
-            run was started with; ``out`` holds something else.
+            run was started with; ``out`` holds something else; another process runs this job.
         UnsupportedModelError: the method is not defined for this model.
-        LensAttrError: workers keep dying over the same rows.
+        LensAttrError: the plan cannot be written; workers die before they explain anything.
     """
     job, mine = Job.of(job), share()
     here = job.executor == "local" and job.workers == 1
@@ -110,16 +115,20 @@ def run(job: JobLike, *, model: Any = None, progress: bool | None = None) -> Run
         )
     refuse_own_output(job)
     out = own_directory(job)
-    manifest = Manifest.read(out)
-    if manifest is None and mine.rank > 0:
-        manifest = _wait_for_plan(out)
-    if manifest is None:
-        model = load_model(job, mine.device) if model is None else model
-        manifest = start(job, model, out)
-    else:
-        _refuse_changes(manifest, job, out)
-    setup = Setup(job, manifest, out, mine.device)
-    return _carry_out(setup, mine, model if here else None, progress)
+    with at_work(out, mine.rank) as alone:
+        manifest = Manifest.read(out)
+        if manifest is None and mine.rank > 0:
+            manifest = _wait_for_plan(out)
+        if manifest is None:
+            model = load_model(job, mine.device(job.device)) if model is None else model
+            manifest = start(job, model, out)
+        else:
+            _refuse_changes(manifest, job, out)
+        setup = Setup(job, manifest, out, mine.device(job.device))
+        report = _carry_out(setup, mine, model if here else None, progress)
+        if report.complete and alone():
+            sweep(out)
+    return report
 
 
 def _wait_for_plan(out: Path) -> Manifest:
@@ -155,7 +164,13 @@ def _carry_out(setup: Setup, mine: Share, model: Any, progress: bool | None) -> 
         for work, answer in answers:
             counts.add(answer, len(work.rows), computed=True)
             bar.update(task, completed=counts.rows)
-    complete = _complete(setup)
+    closed, complete = True, False
+    try:
+        complete = _complete(setup)
+    except OSError as error:
+        closed = False
+        reason = f"the manifest's table of shards is not written: {error.strerror or error}"
+        counts.notices.add([reason])
     return RunReport(
         setup.out,
         counts.rows,
@@ -163,7 +178,8 @@ def _carry_out(setup: Setup, mine: Share, model: Any, progress: bool | None) -> 
         counts.unwritten,
         counts.computed,
         complete,
-        list(counts.notices),
+        counts.notices.lines(),
+        closed,
     )
 
 
@@ -209,7 +225,7 @@ class _Counts:
     errors: int = 0
     unwritten: int = 0
     computed: int = 0
-    notices: dict[str, None] = field(default_factory=dict)
+    notices: Notices = field(default_factory=Notices)
 
     def add(self, answer: Record | str, rows: int, computed: bool) -> None:
         """One more shard; a string says why nothing of it could be written."""
@@ -219,19 +235,23 @@ class _Counts:
         self.errors += record.errors if record is not None and written else rows
         self.unwritten += 0 if written else rows
         self.computed += rows if computed else 0
-        notices = [answer] if isinstance(answer, str) else answer.notices
-        self.notices |= dict.fromkeys(notices)
+        self.notices.add([answer] if isinstance(answer, str) else answer.notices)
 
 
 def _complete(setup: Setup) -> bool:
-    """Fill in the manifest's table of shards, if none is missing, and clear up."""
+    """Fill in the manifest's table of shards, if none is missing.
+
+    Raises:
+        OSError: it cannot be written.
+    """
     table = []
     for planned in read_plan(setup.out / PLAN):
         record = setup.files(planned.shard).finished()
         if record is None or not record.written:
             return False
-        kept = ("file", "rows", "sha256", "errors")
-        table.append({name: asdict(record)[name] for name in kept})
-    setup.manifest.complete(table).write(setup.out)
-    sweep(setup.out)
+        kept = {"file": record.file, "rows": list(record.rows)}
+        table.append(kept | {"sha256": record.sha256, "errors": record.errors})
+    finished = setup.manifest.complete(table)
+    if Manifest.read(setup.out) != finished:
+        finished.write(setup.out)
     return True

@@ -19,7 +19,7 @@ from lens_attr.graph.fingerprint import fingerprint
 from lens_attr.runs.job import Job, digest
 
 FORMAT = 1
-MANIFEST, PLAN, SCAN = "manifest.json", "plan.jsonl", ".scan.tmp"
+MANIFEST, PLAN = "manifest.json", "plan.jsonl"
 LIBRARIES = ("torch", "transformer-lens", "transformers", "tokenizers")
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+import warnings
 import weakref
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -15,7 +16,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
 import lens_attr.attribution as attribution
-from lens_attr.errors import InputError, NonFiniteError
+from lens_attr.errors import InputError, NonFiniteError, Notice
 from lens_attr.graph import ModelGraph
 from lens_attr.runs.job import Job
 from lens_attr.targets import TopLogit
@@ -110,7 +111,7 @@ def bytes_of(model: Any) -> int:
 
 
 def measure(model: Any, graph: ModelGraph, job: Job) -> Need | None:
-    """Run the method on three small batches; None where it gives no finite values there.
+    """Run the method on three small batches; None where they do not fit or are not finite.
 
     Raises:
         UnsupportedModelError, ...: the method is not defined for this model.
@@ -125,6 +126,10 @@ def measure(model: Any, graph: ModelGraph, job: Job) -> Need | None:
         ]
     except NonFiniteError:
         return None
+    except Exception as error:
+        if is_out_of_memory(error):
+            return None
+        raise
     return _fit(bytes_of(model), short, long, *peaks)
 
 
@@ -142,7 +147,9 @@ def _explain(model: Any, graph: ModelGraph, job: Job, rows: int, length: int) ->
     target = TopLogit(position=length - 1)
     options = dict(job.options)
     ids = ids % graph.d_vocab
-    attribution.attribute(model, ids, target, job.method, progress=False, **options)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", Notice)  # of texts that are nobody's
+        attribution.attribute(model, ids, target, job.method, progress=False, **options)
 
 
 def budget(job: Job, need: Need | None, free: float, device: torch.device, longest: int) -> int:

@@ -138,7 +138,7 @@ def scan(job: Job, graph: ModelGraph, path: Path) -> Scanned:
     lengths: Counter[int] = Counter()
     rows = errors = shards = 0
     fingerprint = hashlib.sha256()
-    with path.open("w", encoding="utf-8") as file:
+    with path.open("x", encoding="utf-8") as file:
         for shard in shards_of(job):
             seen = _look(shard, graph, fingerprint)
             file.write(json.dumps(asdict(seen), separators=(",", ":")) + "\n")

@@ -30,12 +30,19 @@ class Share:
         """Whether a shard is this process's."""
         return shard % self.world == self.rank
 
-    @property
-    def device(self) -> str | None:
-        """A GPU of its own, where several processes share a machine with GPUs."""
-        if self.world == 1 or not torch.cuda.is_available():
-            return None
-        return f"cuda:{self.local_rank % torch.cuda.device_count()}"
+    def device(self, wanted: str | None) -> str | None:
+        """A GPU of its own, where several processes share a machine with GPUs; see `own_gpu`."""
+        return own_gpu(wanted, self.local_rank) if self.world > 1 else None
+
+
+def own_gpu(wanted: str | None, number: int) -> str | None:
+    """Which GPU is the ``number``-th process's, if the job wants one (or says nothing).
+
+    None where the job's own device holds: the CPU, or one GPU for all.
+    """
+    if wanted not in (None, "cuda") or not torch.cuda.is_available():
+        return None
+    return f"cuda:{number % torch.cuda.device_count()}"
 
 
 def share(environment: Mapping[str, str] = os.environ) -> Share:

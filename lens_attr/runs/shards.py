@@ -4,8 +4,11 @@ from __future__ import annotations
 
 import hashlib
 import json
+import os
+import secrets
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass
+from contextlib import suppress
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 
 import pyarrow as pa
@@ -55,8 +58,8 @@ class Record:
         errors: rows that hold an error.
         written: False where only the error of writing could be written; such a shard is done
             again at the next start.
-        batches: row indices as they were explained together, back-off splits included.
-        notices: what the reader of the results should know, each once.
+        batches: row indices as they were explained together, halved where they had to be.
+        notices: what the reader of the results should know, and how often it was said.
     """
 
     shard: int
@@ -66,10 +69,36 @@ class Record:
     errors: int
     written: bool
     batches: list[list[int]]
-    notices: list[str]
+    notices: dict[str, int]
 
     def __len__(self) -> int:
         return self.rows[1] - self.rows[0]
+
+
+@dataclass
+class Course:
+    """How a shard is explained: as planned, until a batch fails.
+
+    Attributes:
+        batches: row indices explained together.
+        lost: rows that are not explained any more, and why.
+        at: the batch that is being explained.
+    """
+
+    batches: list[list[int]]
+    lost: dict[int, str] = field(default_factory=dict)
+    at: int = 0
+
+    def halve(self) -> None:
+        """Go on with the first half of this batch; the second comes after it."""
+        batch = self.batches[self.at]
+        middle = (len(batch) + 1) // 2
+        self.batches[self.at : self.at + 1] = [batch[:middle], batch[middle:]]
+
+    def give_up(self, reason: str) -> None:
+        """Explain the one row of this batch no more."""
+        (row,) = self.batches.pop(self.at)
+        self.lost[row] = reason
 
 
 class ShardFiles:
@@ -82,6 +111,7 @@ class ShardFiles:
         self.parquet = self.folder / f"{shard:06d}.parquet"
         self.record = self.folder / f"{shard:06d}.json"
         self.split = self.folder / f"{shard:06d}.split.json"
+        self.note_of = self.folder / f"{shard:06d}.now.json"
 
     def write(self, values: Sequence[Value], method: str) -> str:
         """Write the Parquet file; returns its checksum.
@@ -109,17 +139,51 @@ class ShardFiles:
             return None
         return record if ours else None
 
-    def keep_split(self, batches: list[list[int]]) -> None:
-        """Write down how an out-of-memory batch was split, before it is tried again."""
-        write_whole(self.split, json.dumps({"run": self.run, "batches": batches}).encode())
+    def keep(self, course: Course) -> None:
+        """Write down what is done otherwise than planned, before it is tried.
 
-    def splits(self) -> list[list[int]] | None:
-        """The batches as an earlier attempt had to split them."""
+        Raises:
+            OSError: the disk is full, ...
+        """
+        write_whole(self.split, self._said(course))
+
+    def kept(self) -> Course | None:
+        """What an earlier attempt did otherwise than planned; to be taken from its beginning."""
+        course = self._read(self.split)
+        return None if course is None else Course(course.batches, course.lost)
+
+    def note(self, course: Course) -> None:
+        """Write down where this process is, for another one that finds it dead.
+
+        That must not outlast the machine, so it is not synced, nor missed on a full disk.
+        """
+        temporary = self.note_of.with_name(f".{self.note_of.name}.{secrets.token_hex(8)}.tmp")
+        with suppress(OSError):
+            with temporary.open("xb") as file:
+                file.write(self._said(course))
+            os.replace(temporary, self.note_of)
+
+    def noted(self) -> Course | None:
+        """Where the process that did this shard died; None where it had not begun."""
+        return self._read(self.note_of)
+
+    def forget(self) -> None:
+        """No process is at work on this shard any more."""
+        with suppress(OSError):
+            self.note_of.unlink()
+
+    def _said(self, course: Course) -> bytes:
+        return json.dumps(asdict(course) | {"run": self.run}).encode()
+
+    def _read(self, path: Path) -> Course | None:
         try:
-            kept = json.loads(self.split.read_text(encoding="utf-8"))
+            said = json.loads(path.read_text(encoding="utf-8"))
         except (OSError, ValueError):
             return None
-        return kept["batches"] if kept["run"] == self.run else None
+        if said.pop("run") != self.run:
+            return None
+        lost = {int(row): reason for row, reason in said["lost"].items()}
+        return Course(**said | {"lost": lost})
 
 
 def to_parquet(values: Sequence[Value], method: str) -> bytes:

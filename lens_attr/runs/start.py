@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-import os
+import secrets
 import tempfile
-from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -13,21 +12,21 @@ import pandas as pd
 import torch
 
 from lens_attr import display
-from lens_attr.attribution.storage import sha256_of
+from lens_attr.attribution.storage import sha256_of, writing_whole
 from lens_attr.display import Glance, Shown
+from lens_attr.errors import LensAttrError
 from lens_attr.graph import resolve
-from lens_attr.runs.directory import refuse_own_output
+from lens_attr.runs.directory import UNFINISHED, refuse_own_output
 from lens_attr.runs.job import Job, JobLike
 from lens_attr.runs.manifest import (
     PLAN,
-    SCAN,
     Manifest,
     describe_model,
     device_name,
     versions,
 )
 from lens_attr.runs.memory import Need, available, budget, bytes_of, measure
-from lens_attr.runs.plan import Planned, Scanned, Shape, cut, scan
+from lens_attr.runs.plan import Scanned, Shape, cut, scan
 from lens_attr.runs.worker import load_model
 
 SHOWN_PROBLEMS = 10
@@ -109,7 +108,7 @@ def preview(job: JobLike, *, model: Any = None) -> Preview:
     refuse_own_output(job)
     loaded = load_model(job) if model is None else model
     with tempfile.TemporaryDirectory() as folder:
-        return _look_ahead(job, loaded, Path(folder) / SCAN)
+        return _look_ahead(job, loaded, Path(folder) / "scan")
 
 
 def _look_ahead(job: Job, model: Any, scan_path: Path) -> Preview:
@@ -129,10 +128,29 @@ def _look_ahead(job: Job, model: Any, scan_path: Path) -> Preview:
 
 
 def start(job: Job, model: Any, out: Path) -> Manifest:
-    """Write the plan, then the manifest; until that is there, nothing has been started."""
-    scan_path = out / SCAN
+    """Write the plan, then the manifest; until that is there, nothing has been started.
+
+    Raises:
+        LensAttrError: they cannot be written.
+    """
+    scan_path = out / f".scan.{secrets.token_hex(8)}{UNFINISHED}"
+    try:
+        return _start(job, model, out, scan_path)
+    except OSError as error:
+        raise LensAttrError(
+            f"cannot write the plan of this run: {error}. Nothing was computed yet: make room and "
+            "start again."
+        ) from error
+    finally:
+        scan_path.unlink(missing_ok=True)
+
+
+def _start(job: Job, model: Any, out: Path, scan_path: Path) -> Manifest:
     seen = _look_ahead(job, model, scan_path)
-    _write_plan(out / PLAN, (planned for planned, _ in cut(scan_path, seen.tokens_per_batch)))
+    with writing_whole(out / PLAN) as file:
+        file.writelines(
+            planned.line().encode() for planned, _ in cut(scan_path, seen.tokens_per_batch)
+        )
     graph = resolve(model)
     manifest = Manifest(
         job=job.deciding(),
@@ -158,15 +176,4 @@ def start(job: Job, model: Any, out: Path) -> Manifest:
         plan_sha256=sha256_of(out / PLAN),
     )
     manifest.write(out)
-    scan_path.unlink()
     return manifest
-
-
-def _write_plan(path: Path, plan: Iterator[Planned]) -> None:
-    """Write the plan file, whole or not at all and never whole in memory."""
-    temporary = path.with_name(f".{path.name}.tmp")
-    with temporary.open("w", encoding="utf-8") as file:
-        file.writelines(planned.line() for planned in plan)
-        file.flush()
-        os.fsync(file.fileno())
-    os.replace(temporary, path)

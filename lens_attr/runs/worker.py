@@ -18,8 +18,9 @@ from lens_attr.graph import load, resolve
 from lens_attr.runs.job import Job
 from lens_attr.runs.manifest import Manifest
 from lens_attr.runs.memory import is_out_of_memory
+from lens_attr.runs.notices import Notices
 from lens_attr.runs.plan import Planned, target_of
-from lens_attr.runs.shards import Record, ShardFiles, Value
+from lens_attr.runs.shards import Course, Record, ShardFiles, Value
 from lens_attr.runs.sources import Row
 
 
@@ -31,6 +32,8 @@ class Setup:
     manifest: Manifest
     out: Path
     device: str | None = None
+    watched: bool = False
+    """Another process sees when this worker dies, and asks where."""
 
     def files(self, shard: int) -> ShardFiles:
         """Of one shard of this run."""
@@ -80,13 +83,13 @@ class Worker:
     def do(self, work: Work) -> Record | str:
         """Explain a shard and write it; why not even its errors could be written, otherwise."""
         files = self.setup.files(work.planned.shard)
-        with cpu_threads(self.setup.manifest.threads):
-            shard = _Shard(self, work, files)
-            values = shard.values()
+        shard = _Shard(self, work, files)
         try:
+            with cpu_threads(self.setup.manifest.threads):
+                values = shard.values()
             return self._write(files, work, shard, values, written=True)
         except OSError as error:
-            reason = f"not written: {error}"
+            reason = f"not written: {error.strerror or error}"
         try:
             unwritten = [Value(row.index, error=reason) for row in work.rows]
             return self._write(files, work, shard, unwritten, written=False)
@@ -105,8 +108,8 @@ class Worker:
             sha256=checksum,
             errors=sum(value.error is not None for value in values),
             written=written,
-            batches=shard.batches,
-            notices=list(shard.notices),
+            batches=shard.course.batches,
+            notices=shard.notices.counted(),
         )
         files.finish(record)
         return record
@@ -129,48 +132,43 @@ class _Shard:
         self.worker = worker
         self.work = work
         self.files = files
-        self.batches = files.splits() or [list(batch) for batch in work.planned.batches]
-        self.notices: dict[str, None] = {}
+        self.course = files.kept() or Course([list(batch) for batch in work.planned.batches])
+        self.notices = Notices()
 
     def values(self) -> list[Value]:
-        """One value per row, in the order of the input."""
+        """One value per row, in the order of the input.
+
+        Raises:
+            OSError: a batch was halved, and that cannot be written down.
+        """
         by_index = {row.index: row for row in self.work.rows}
+        course = self.course
         found = {i: Value(i, error=clean(error)) for i, error in self.work.planned.errors.items()}
-        at = 0
-        while at < len(self.batches):
-            rows = [by_index[index] for index in self.batches[at]]
+        found |= {i: _failed(by_index[i], reason) for i, reason in course.lost.items()}
+        while course.at < len(course.batches):
+            if self.worker.setup.watched:
+                self.files.note(course)
+            rows = [by_index[index] for index in course.batches[course.at]]
             values, problem = self._attempt(rows)
-            if problem is not None and len(rows) > 1 and is_out_of_memory(problem):
-                self._split(at)
+            if values is None and len(rows) > 1:
+                self._halve(problem)
                 continue
-            values = values or self._halves(rows, problem)
+            values = values or [_failed(rows[0], _said(problem))]
             found |= {value.row: value for value in values}
-            at += 1
+            course.at += 1
+        self.files.forget()
         return [found[row.index] for row in self.work.rows]
 
-    def _split(self, at: int) -> None:
-        """Halve a batch that did not fit, and write that down, so that a restart does the same."""
-        batch = self.batches[at]
-        middle = (len(batch) + 1) // 2
-        self.batches[at : at + 1] = [batch[:middle], batch[middle:]]
-        self.files.keep_split(self.batches)
-        if torch.cuda.is_available():
-            torch.cuda.empty_cache()
+    def _halve(self, problem: Exception | None) -> None:
+        """Go on with half of a batch that raised, until the row that is to blame is alone.
 
-    def _halves(self, rows: list[Row], problem: BaseException | None) -> list[Value]:
-        """The values of a batch that raised: by halves, until the row that is to blame is alone.
-
-        Nothing here depends on chance, so another run takes the same steps.
+        What memory there is depends on chance, so it is written down and a restart does the same.
         """
-        if len(rows) == 1:
-            message = f"{rows[0].where}: {_said(problem)}"
-            return [Value(rows[0].index, error=clean(message))]
-        middle = (len(rows) + 1) // 2
-        found = []
-        for half in (rows[:middle], rows[middle:]):
-            values, problem = self._attempt(half)
-            found += values or self._halves(half, problem)
-        return found
+        self.course.halve()
+        if problem is not None and is_out_of_memory(problem):
+            self.files.keep(self.course)
+            if torch.cuda.is_available():
+                torch.cuda.empty_cache()
 
     def _attempt(self, rows: list[Row]) -> tuple[list[Value] | None, Exception | None]:
         """The values of a batch, or what it raised (without the frames that hold its tensors)."""
@@ -178,7 +176,7 @@ class _Shard:
             relevance = self.worker.explain(rows)
         except Exception as error:
             return None, error.with_traceback(None)
-        self.notices |= dict.fromkeys(relevance.metadata["notices"])
+        self.notices.add(relevance.metadata["notices"])
         return [_value(relevance, i, row) for i, row in enumerate(rows)], None
 
 
@@ -192,6 +190,10 @@ def _value(relevance: Relevance, example: int, row: Row) -> Value:
         target=clean(relevance.target[example]),
         position=int(relevance.position[example]) - first_real,
     )
+
+
+def _failed(row: Row, reason: str) -> Value:
+    return Value(row.index, error=clean(f"{row.where}: {reason}"))
 
 
 def _said(problem: BaseException | None) -> str:

@@ -5,22 +5,17 @@ from __future__ import annotations
 import io
 import multiprocessing as mp
 import signal
-from collections import Counter, deque
 from collections.abc import Iterable
 from contextlib import redirect_stdout
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from multiprocessing.connection import Connection, wait
 from multiprocessing.process import BaseProcess
 from typing import Any
 
-import torch
-
-from lens_attr.errors import LensAttrError
+from lens_attr.runs.executors.deaths import Queue
+from lens_attr.runs.ranks import own_gpu
 from lens_attr.runs.shards import Record
 from lens_attr.runs.worker import Answers, Setup, Work, Worker
-
-TRIES = 3
-"""Workers that may die over one shard."""
 
 
 def in_this_process(works: Iterable[Work], setup: Setup, model: Any) -> Answers:
@@ -31,12 +26,12 @@ def in_this_process(works: Iterable[Work], setup: Setup, model: Any) -> Answers:
 
 
 def in_processes(works: Iterable[Work], setup: Setup, workers: int) -> Answers:
-    """Do the shards in processes of their own; a shard whose process dies is done again.
+    """Do the shards in processes of their own; what becomes of those that die, see `Queue`.
 
     Raises:
-        LensAttrError: what a worker raised, or a shard that `TRIES` workers died over.
+        LensAttrError: what a worker raised, or they die before they explain anything.
     """
-    queue = _Queue(works)
+    queue = Queue(works, setup)
     team = [_Member(setup, number) for number in range(workers)]
     try:
         for member in team:
@@ -55,30 +50,6 @@ def in_processes(works: Iterable[Work], setup: Setup, workers: int) -> Answers:
             member.stop()
 
 
-class _Queue:
-    """The works, those that a dead worker left behind first."""
-
-    def __init__(self, works: Iterable[Work]) -> None:
-        self._works = iter(works)
-        self._again: deque[Work] = deque()
-        self._deaths: Counter[int] = Counter()
-
-    def next(self) -> Work | None:
-        """None when nothing is left to hand out."""
-        return self._again.popleft() if self._again else next(self._works, None)
-
-    def put_back(self, work: Work) -> None:
-        """The worker died over this one."""
-        shard = work.planned.shard
-        self._deaths[shard] += 1
-        if self._deaths[shard] == TRIES:
-            raise LensAttrError(
-                f"{TRIES} workers died over rows {work.planned.start} to {work.planned.stop - 1}, "
-                "probably out of memory: set a smaller memory or tokens_per_batch in a new run."
-            )
-        self._again.append(work)
-
-
 @dataclass
 class _Member:
     """One worker process, started when there is work for it, and anew when it dies."""
@@ -93,14 +64,11 @@ class _Member:
     def _start(self) -> None:
         context = mp.get_context("spawn")
         self.pipe, theirs = context.Pipe()
-        setup = Setup(self.setup.job, self.setup.manifest, self.setup.out, self._device())
+        device = own_gpu(self.setup.job.device, self.number)
+        setup = replace(self.setup, device=device, watched=True)
         self.process = context.Process(target=_main, args=(theirs, setup), daemon=True)
         self.process.start()
         theirs.close()
-
-    def _device(self) -> str | None:
-        wanted = self.setup.job.device or ("cuda" if torch.cuda.is_available() else "cpu")
-        return f"cuda:{self.number % torch.cuda.device_count()}" if wanted == "cuda" else None
 
     def give(self, work: Work | None) -> None:
         """Hand over the next shard, to a new process if the old one is gone."""
