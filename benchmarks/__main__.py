@@ -122,8 +122,8 @@ def page(found: Mapping[str, Section]) -> str:
     lines = [
         "# Benchmarks",
         "",
-        "Random weights. Medians with their quartiles; candidates run in turn, and ratios are "
-        "taken run by run. Aims are for a CPU and say how large the ratio may be: "
+        "Random weights, but for demo models. Medians with their quartiles; candidates run in turn "
+        "and ratios are taken run by run. Aims are for a CPU and say how large the ratio may be: "
         f"{sum(bool(row.met) for row in aimed)} of {len(aimed)} are met.",
     ]
     order = list(SECTIONS)

@@ -151,7 +151,7 @@ def test_a_file_without_samples_exits_with_0_and_the_reason(mode: str, tmp_path:
         (["--deletion", "--not-contrastive"], "goes with the plain benchmark and --faithfulness"),
         (["--axes", "--embeddings", "token"], "--stability and --length, not with --axes"),
         (["--speed", "--batch-size", "3"], "--batch-size goes with"),
-        (["--ablate", "gim", "--methods", "attnlrp"], "--methods does not go with --ablate"),
+        (["--ablate", "gim", "--methods", "attnlrp"], "does not go with --ablate"),
         (["--skip-bad"], "--skip-bad says how a file is read: give one with --data or --pairs"),
         (["--template", "x"], "give one with --data"),
         (["--compare", ".", "."], "--task does not go with --compare"),

@@ -187,6 +187,7 @@ def made() -> dict[str, Shown]:
         circuits.score_agreement(scored, ablated),
         la.evaluation.bench(model, "sva", ["lrp"], n=5),
         la.evaluation.ablate(model, "lrp", "sva", n=3),
+        la.evaluation.bench_axes(model, "sva", ["lrp"], n=3),
     ]
     return {type(result).__name__: result for result in results}
 
@@ -207,6 +208,7 @@ OTHERS = {
     "ScoreAgreement": " attention scores against exact mean ablation",
     "BenchTable": "sva: ",
     "AblationTable": "parts of lrp: ",
+    "AxesTable": "9 claims about the choices: ",
 }
 
 

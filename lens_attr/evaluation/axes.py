@@ -303,7 +303,7 @@ def _planned(
         if not defined:
             left_out[axis.name] = "no method is defined for this model"
         elif not moved:
-            left_out[axis.name] = f"none of the methods reacts: each {axis.otherwise}"
+            left_out[axis.name] = f"no method reacts, each {axis.otherwise}: {', '.join(defined)}"
     if not asking:
         left_out["question"] = "no task has a context apart from its question"
     if not has_low_precision:
