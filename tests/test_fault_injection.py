@@ -49,7 +49,7 @@ ENTRANCES = [
     (points._LensAdapter, "__call__"),
     (points._ModuleAdapter, "__call__"),
     (PointHook, "__call__"),
-    (PointHook, "stop"),
+    (PointHook, "cut"),
     (Probe, "read_gradient"),
     (Segments, "_enter"),
     (Segments, "_leave"),

@@ -20,7 +20,7 @@ from test_report import result
 import lens_attr as la
 from lens_attr.attribution.comparison import Comparison
 from lens_attr.graph import backend_class
-from lens_attr.graph.model import _name_of
+from lens_attr.graph.model import shared_name
 from lens_attr.plots import html_tokens
 from lens_attr.report import Page, Section, explained_text, write_page
 from lens_attr.runs.lock import at_work
@@ -275,9 +275,9 @@ def test_a_result_names_a_local_model_without_its_folders(backend: Any) -> None:
     assert str(Path(la.__file__).parent) not in repr(found.metadata)
 
 
-def test_a_name_of_the_hub_stays_whole() -> None:
-    assert _name_of("meta-llama/Llama-3.2-1B") == "meta-llama/Llama-3.2-1B"
-    assert _name_of("") == ""
+def test_ashared_name_the_hub_stays_whole() -> None:
+    assert shared_name("meta-llama/Llama-3.2-1B") == "meta-llama/Llama-3.2-1B"
+    assert shared_name("") == ""
 
 
 # ------------------------------------------------------------------------------- the out directory

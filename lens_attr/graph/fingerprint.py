@@ -8,7 +8,7 @@ from typing import Any
 
 import torch
 
-from lens_attr.graph.model import ModelGraph
+from lens_attr.graph.model import ModelGraph, shared_name
 
 UNREAD = ("pooler.", "nsp_head.")
 """Weights of HookedEncoder that no logit depends on: they are random each time it is loaded."""
@@ -23,13 +23,17 @@ def fingerprint(graph: ModelGraph) -> dict[str, str | None]:
 
 
 def origin(graph: ModelGraph) -> dict[str, str | None]:
-    """Directory or hub name that the model (else its tokenizer) was loaded from, and the revision.
+    """What the model (else its tokenizer) was loaded from, and the revision of a hub model.
 
-    As Hugging Face wrote it down; None where it is not known, as for a model made by hand.
+    As Hugging Face wrote it down, a directory by its own name; None where it is not known, as for a
+    model made by hand.
     """
     config = getattr(getattr(graph.model, "original_model", None), "config", None)
     found = getattr(config, "_name_or_path", "") or getattr(graph.tokenizer, "name_or_path", "")
-    return {"name_or_path": found or None, "revision": getattr(config, "_commit_hash", None)}
+    return {
+        "name": shared_name(found or "") or None,
+        "revision": getattr(config, "_commit_hash", None),
+    }
 
 
 def _weights(graph: ModelGraph) -> str:

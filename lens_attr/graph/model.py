@@ -432,7 +432,7 @@ class ModelGraph:
         return {
             "backend": self.backend,
             "architecture": self.architecture,
-            "model_name": _name_of(str(getattr(self.cfg, "model_name", "") or "")),
+            "model_name": shared_name(str(getattr(self.cfg, "model_name", "") or "")),
             "dtype": str(self.dtype).removeprefix("torch."),
             "n_layers": self.n_layers,
             "n_heads": self.n_heads,
@@ -464,7 +464,7 @@ VALUE_BIASES_FOLDED = "value biases folded"
 WRITING_WEIGHTS_CENTRED = "writing weights centred"
 
 
-def _name_of(name: str) -> str:
+def shared_name(name: str) -> str:
     """Without the folders of a local model, which are nobody else's business; hub names stay."""
     return PurePath(name).name if PurePath(name).is_absolute() else name
 
