@@ -54,7 +54,7 @@ def faithfulness(result: FaithfulnessComparison) -> go.Figure:
         fig.add_scatter(
             x=_places(curve, empty),
             y=curve.faithfulness,
-            name=f"{curve.method}, {curve.by} (CPR {curve.cpr:.2f}, CMD {curve.cmd:.2f})",
+            name=_named(curve),
             mode="lines+markers",
             line={"color": LINES[i % len(LINES)], "width": 2.5},
             customdata=_labels(curve),
@@ -64,6 +64,12 @@ def faithfulness(result: FaithfulnessComparison) -> go.Figure:
     fig.update_xaxes(title_text=wrapped(_TITLES[axis], _LINE), type="log", **_ticks(curves, empty))
     fig.update_yaxes(title_text="faithfulness (1 whole model, 0 corrupted)")
     return fig
+
+
+def _named(curve: FaithfulnessCurve) -> str:
+    """With its scores, which one size of circuit alone does not give."""
+    areas = "" if np.isnan(curve.cpr) else f" (CPR {curve.cpr:.2f}, CMD {curve.cmd:.2f})"
+    return f"{curve.method}, {curve.by}{areas}"
 
 
 def _labels(curve: FaithfulnessCurve) -> list[str]:

@@ -43,7 +43,7 @@ def score_map(result: ScoreAgreement, example: int = 0, query: int | None = None
         raise InputError(f"query {query} was not ablated in example {example}: {ablated} were.")
     chosen = chosen.query("query == @query")
     panels = ["exact", *result.methods]
-    titles = [f"exact, {result.replace} ablation", *map(plotly_text, result.methods)]
+    titles = [f"exact,<br>{result.replace} ablation", *map(plotly_text, result.methods)]
     fig = make_subplots(cols=len(panels), shared_yaxes=True, subplot_titles=titles)
     cells = chosen.to_dict("records")
     names = list(dict.fromkeys(f"{cell['layer']}.{cell['head']}" for cell in cells))
