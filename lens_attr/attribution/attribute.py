@@ -63,8 +63,7 @@ def attribute(
     stands in ``la.methods()``. Several targets take the same forwards as one, and equal as many
     calls: methods made of rules, gradient norms and DeepLIFT add one backward per target, the
     integrated gradients family one per target and step; occlusion, attention and ALTI add nothing.
-    Backwards of several targets run as one where that is
-    faster, on short texts.
+    Backwards of several targets run as one where that is faster, on short texts.
 
     Args:
         model: a HookedTransformer, HookedEncoder or TransformerBridge.
