@@ -6,6 +6,7 @@ Messages name what is wrong, where (hook point, argument), and the way out.
 from __future__ import annotations
 
 import difflib
+import re
 import sys
 import warnings
 from collections.abc import Iterable
@@ -74,6 +75,15 @@ def give_notice(message: str) -> None:
     while frame.f_back is not None and _is_wrapper(str(frame.f_globals.get("__name__"))):
         frame, level = frame.f_back, level + 1
     warnings.warn(message, Notice, stacklevel=level)
+
+
+NUMBER = re.compile(r"-?\d+(?:[.,]\d+)*(?:e[+-]?\d+)?")
+"""In the text of a notice."""
+
+
+def notice_kind(text: str) -> str:
+    """A notice without its numbers: those that differ in nothing else are of one kind."""
+    return NUMBER.sub("#", text)
 
 
 def _is_wrapper(module: str) -> bool:

@@ -852,6 +852,13 @@ def test_notices_that_differ_in_their_numbers_are_one() -> None:
     ]
 
 
+def test_a_version_in_a_notice_is_no_size() -> None:
+    found = Notices()
+    found.add(["transformer-lens 3.9.0 folds 2 biases"])
+    found.add(["transformer-lens 3.9.0 folds 4 biases"])
+    assert found.counted() == {"transformer-lens 3.9.0 folds 4 biases": 2}
+
+
 def test_a_run_tells_each_kind_of_notice_once(tmp_path: Path) -> None:
     job = dataset.job(tmp_path, method="integrated_gradients", options={"steps": 1})
     with warnings.catch_warnings():

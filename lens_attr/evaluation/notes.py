@@ -2,16 +2,16 @@
 
 from __future__ import annotations
 
-import re
 from collections.abc import Iterable, Mapping
 
 import pandas as pd
+
+from lens_attr.errors import NUMBER, notice_kind
 
 Notes = dict[str, int]
 """In how many batches each kind of note was given, by the text of the first."""
 
 _ATTRIBUTE = "notes"
-_NUMBER = re.compile(r"-?\d+(?:[.,]\d+)*(?:e[+-]?\d+)?")
 
 
 def merged(many: Iterable[Mapping[str, int]]) -> Notes:
@@ -19,8 +19,9 @@ def merged(many: Iterable[Mapping[str, int]]) -> Notes:
     found: dict[str, tuple[str, int]] = {}
     for notes in many:
         for text, count in notes.items():
-            first, before = found.setdefault(_NUMBER.sub("0", text), (text, 0))
-            found[_NUMBER.sub("0", text)] = first, before + count
+            kind = notice_kind(text)
+            first, before = found.get(kind, (text, 0))
+            found[kind] = first, before + count
     return dict(found.values())
 
 
@@ -32,7 +33,7 @@ def shown(method: str, notes: Mapping[str, int]) -> list[str]:
 def _how_often(text: str, batches: int) -> str:
     if batches == 1:
         return ""
-    whose = "; the numbers are of the first" if _NUMBER.search(text) else ""
+    whose = "; the numbers are of the first" if NUMBER.search(text) else ""
     return f" (in {batches} batches{whose})"
 
 

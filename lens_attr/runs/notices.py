@@ -2,10 +2,9 @@
 
 from __future__ import annotations
 
-import re
 from collections.abc import Iterable, Mapping
 
-_NUMBER = re.compile(r"\d+(?:[.,]\d+)*(?:e[+-]?\d+)?")
+from lens_attr.errors import NUMBER, notice_kind
 
 
 class Notices:
@@ -18,7 +17,7 @@ class Notices:
         """More of them; a mapping says how often each was given."""
         counted = texts if isinstance(texts, Mapping) else dict.fromkeys(texts, 1)
         for text, times in counted.items():
-            kind = _NUMBER.sub("#", text)
+            kind = notice_kind(text)
             shown, before = self._kinds.get(kind, (text, 0))
             self._kinds[kind] = max(shown, text, key=_numbers), before + times
 
@@ -32,11 +31,18 @@ class Notices:
             text
             if times == 1
             else f"{text} (the highest of {times} such notices)"
-            if _NUMBER.search(text)
+            if NUMBER.search(text)
             else f"{text} ({times} times)"
             for text, times in self._kinds.values()
         ]
 
 
 def _numbers(text: str) -> list[float]:
-    return [float(number.replace(",", "")) for number in _NUMBER.findall(text)]
+    return [_size(number) for number in NUMBER.findall(text)]
+
+
+def _size(number: str) -> float:
+    try:
+        return abs(float(number.replace(",", "")))
+    except ValueError:  # a version, 3.9.0, has none
+        return 0.0
