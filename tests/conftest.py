@@ -26,13 +26,24 @@ torch.set_num_threads(1)
 SHARED = Path(__file__).resolve().parents[2] / "shared"
 
 
-@pytest.fixture(autouse=True)
-def seed() -> int:
-    """Every test starts from the same random state."""
+def start_over() -> None:
     random.seed(0)
     np.random.seed(0)
     torch.manual_seed(0)
+
+
+@pytest.fixture(autouse=True)
+def seed() -> int:
+    """Every test starts from the same random state."""
+    start_over()
     return 0
+
+
+@pytest.hookimpl(tryfirst=True)
+def pytest_fixture_setup(fixturedef: pytest.FixtureDef[object]) -> None:
+    """What tests share is the same whichever of them asks for it first."""
+    if fixturedef.scope != "function":
+        start_over()
 
 
 @pytest.fixture(scope="session")

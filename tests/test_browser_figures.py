@@ -13,6 +13,7 @@ import pytest
 import run_dir
 from browser import CHROMIUM, Tab, browser
 from test_plots import LONG, SHORT, relevance
+from test_plots_aieg import result as aieg
 from test_plots_files import FIGURES
 
 from lens_attr import plots
@@ -57,11 +58,20 @@ def agreement() -> go.Figure:
     return plots.agreement(replace(run_dir.agreement(), scores=scores))
 
 
+def a_number_at_the_very_top() -> go.Figure:
+    """Plotly leaves a twentieth above the highest point: 1.0 is where the axis ends."""
+    result = aieg()
+    for norms in ("gradient_norm", "emphasised_gradient_norm"):
+        result.extra[norms] *= 0.952 / result.extra[norms].max()
+    return plots.gradient_distance(result)
+
+
 def figures() -> Iterator[go.Figure]:
     yield from (draw() for draw in FIGURES.values())
     yield from (benchmark(metric, 3) for metric in AXES)
     yield from (benchmark("rma", tasks) for tasks in (1, 2))
     yield agreement()
+    yield a_number_at_the_very_top()
     yield plots.relevance(relevance([SHORT, LONG]))
     yield plots.comparison(Comparison({method: relevance([LONG]) for method in METHODS}))
 

@@ -18,6 +18,8 @@ PHONE = 25
 """Characters of a line that fits beside the names of methods, 380 pixels wide."""
 _BELOW_PX = 34
 _FOOT_PX = 90
+_TITLE_PX = 8
+"""From a panel up to its title: half of the number at the very top of its axis."""
 _TICKS = 3
 _GAP = 0.28
 """Between panels, so that the numbers at their ends stay apart; a share of the width."""
@@ -44,7 +46,7 @@ def panels(titles: Sequence[str], x_title: str, rows: int = 1, **layout: Any) ->
     columns = -(-len(titles) // rows)
     layout = {"horizontal_spacing": _GAP / columns} | layout
     fig = make_subplots(rows, columns, subplot_titles=titles, shared_yaxes=True, **layout)
-    fig.update_annotations(font_size=13)
+    fig.update_annotations(font_size=13, yshift=_TITLE_PX)
     fig.add_annotation(
         text=wrapped(x_title), font_size=14, x=0.5, xref="paper", y=0, yref="paper",
         xanchor="center", yanchor="top", yshift=-_BELOW_PX, showarrow=False,
