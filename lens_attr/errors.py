@@ -11,6 +11,7 @@ import sys
 import warnings
 from collections.abc import Iterable
 from math import inf
+from numbers import Integral
 from typing import Any
 
 
@@ -63,6 +64,19 @@ def refuse_no_number(
         return
     span = f"from {least:g} to {LARGEST:g}" + (", or infinite" if infinite else "")
     raise InputError(f"{name} must be a number {span}, got {value!r}.")
+
+
+def checked_count(name: str, value: Any, least: int = 1, most: int = 10**9) -> int:
+    """``value`` as a Python int, if it is a whole number (numpy's too) from ``least`` to ``most``.
+
+    Raises:
+        InputError: naming the option.
+    """
+    if isinstance(value, bool) or not isinstance(value, Integral) or int(value) < least:
+        raise InputError(f"{name} must be a whole number of at least {least}, got {value!r}.")
+    if int(value) > most:
+        raise InputError(f"{name} must be at most {most}, got {value}.")
+    return int(value)
 
 
 WRAPPERS = ("lens_attr", "torch", "jaxtyping", "beartype")

@@ -5,8 +5,10 @@ from __future__ import annotations
 import math
 import re
 from contextlib import ExitStack
+from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import small
 import tiny
@@ -90,6 +92,38 @@ def test_rules_refuse_bounds_that_are_no_numbers() -> None:
         la.rules.ClampGradient(high=None)  # type: ignore[arg-type]
     with pytest.raises(la.InputError, match="low must not exceed high"):
         la.rules.ClampGradient(low=1.0, high=0.0)
+
+
+@pytest.mark.parametrize(
+    ("method", "options"),
+    [
+        ("attnlrp", {"batch_size": 1}),
+        ("gim", {"temperature": 3.0}),
+        ("integrated_gradients", {"steps": 3, "batch_size": 1}),
+        ("gradient_shap", {"n_samples": 3, "seed": 1, "noise": 0.5}),
+        ("occlusion", {"window": 1, "max_batch_tokens": 40}),
+        ("aieg", {"steps": 3}),
+    ],
+)
+@pytest.mark.filterwarnings("ignore::lens_attr.errors.Notice")
+def test_numbers_of_numpy_are_numbers(method: str, options: dict[str, Any], tmp_path: Path) -> None:
+    """They come out of every computed sweep; what is saved is plain."""
+    model, ids = small.model(small.GPT2[0]), tiny.token_ids("gpt2")
+    computed = {name: np.array(value)[()] for name, value in options.items()}
+    assert not any(type(value) in (int, float) for value in computed.values())
+    plain = la.attribute(model, ids, la.Logit(12), method, **options)
+    with small.untyped():
+        result = la.attribute(model, ids, la.Logit(12), method, **computed)
+    assert torch.equal(result.tokens, plain.tokens)
+    result.save(tmp_path)
+    assert la.Relevance.load(tmp_path).metadata == plain.metadata
+
+
+@pytest.mark.parametrize("size", [True, 0, 1.5, "2", np.float64(2)])
+def test_a_batch_size_is_a_whole_number(size: Any) -> None:
+    wanted = "batch_size must be a whole number of at least 1"
+    with small.untyped(), pytest.raises(la.InputError, match=wanted):
+        la.attribute(small.model(small.GPT2[0]), "w5 w9", la.Logit(12), batch_size=size)
 
 
 @pytest.mark.parametrize("occurrence", ["x", None, 1.5, True])

@@ -122,7 +122,7 @@ def test_results_survive_saving(tmp_path: Path) -> None:
     assert_frame_equal(again.pairs, result.pairs)
     assert again.str_tokens == result.str_tokens and again.plot(example=1).data
     (tmp_path / "score_agreement.json").write_text('{"format": 1}')
-    with pytest.raises(la.SavedResultError, match="no saved score_agreement"):
+    with pytest.raises(la.SavedResultError, match="no saved ScoreAgreement"):
         ScoreAgreement.load(tmp_path)
 
 

@@ -131,7 +131,7 @@ def test_results_survive_saving(tmp_path: Path) -> None:
     assert again.shape == result.shape and again.target == result.target
     assert again.plot().data and again.groups(0.001).equals(result.groups(0.001))
     (tmp_path / "self_repair.json").write_text('{"format": 1, "shape": [1, 2]}')
-    with pytest.raises(la.SavedResultError, match="no saved self_repair"):
+    with pytest.raises(la.SavedResultError, match="no saved SelfRepair"):
         SelfRepair.load(tmp_path)
 
 

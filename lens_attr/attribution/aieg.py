@@ -22,7 +22,6 @@ from lens_attr.attribution.paths import (
     beside,
     between,
     chunks,
-    refuse_no_count,
     value_and_gradients,
 )
 from lens_attr.attribution.perturbation import (
@@ -33,7 +32,7 @@ from lens_attr.attribution.perturbation import (
     value_at,
 )
 from lens_attr.attribution.scoring import refuse_non_finite
-from lens_attr.errors import InputError
+from lens_attr.errors import InputError, checked_count
 from lens_attr.graph import ModelGraph
 from lens_attr.graph.tokens import TokenBatch
 from lens_attr.targets import Resolved
@@ -174,7 +173,7 @@ class AIEG(PerturbationExplainer):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        refuse_no_count("steps", self.steps, most=MOST_STEPS)
+        checked_count("steps", self.steps, most=MOST_STEPS)
         refuse_bad_row(self.row, self.occurrence)
         if self.output not in get_args(Output):
             known = ", ".join(map(repr, get_args(Output)))

@@ -21,7 +21,13 @@ from lens_attr.attribution.progress import watched
 from lens_attr.attribution.registry import METHODS
 from lens_attr.attribution.registry import method as method_named
 from lens_attr.attribution.relevance import Relevance
-from lens_attr.errors import InputError, UnsupportedModelError, did_you_mean, give_notice
+from lens_attr.errors import (
+    InputError,
+    UnsupportedModelError,
+    checked_count,
+    did_you_mean,
+    give_notice,
+)
 from lens_attr.graph import ModelGraph, resolve
 from lens_attr.graph.fingerprint import origin
 from lens_attr.graph.tokens import (
@@ -101,7 +107,8 @@ def attribute(
         NonFiniteError: NaN or infinite logits or relevance.
     """
     graph = resolve(model)
-    _check_arguments(target, batch_size)
+    _check_target(target)
+    batch_size = batch_size if batch_size is None else checked_count("batch_size", batch_size)
     chosen = {"embeddings": embeddings, "baseline": baseline, "record": _places(record)}
     options |= {name: value for name, value in chosen.items() if value is not None}
     explainer = _explainer(method, options)
@@ -188,7 +195,7 @@ def prefix_exact(method: str | RuleSet, options: Mapping[str, Any]) -> bool:
     return _explainer(method, own).prefix_exact
 
 
-def _check_arguments(target: Any, batch_size: Any) -> None:
+def _check_target(target: Any) -> None:
     several = isinstance(target, Sequence) and not isinstance(target, str)
     for one in target if several else [] if target is None else [target]:
         if not isinstance(one, Target):
@@ -198,8 +205,6 @@ def _check_arguments(target: Any, batch_size: Any) -> None:
             )
     if several and not target:
         raise InputError("the list of targets is empty.")
-    if batch_size is not None and (not isinstance(batch_size, int) or batch_size < 1):
-        raise InputError(f"batch_size must be a whole number of at least 1, got {batch_size!r}.")
 
 
 def _places(record: Any) -> list[str] | None:

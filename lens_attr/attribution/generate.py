@@ -16,7 +16,13 @@ from torch import Tensor
 from lens_attr.attribution.attribute import attribute, prefix_exact
 from lens_attr.attribution.generation import Generation
 from lens_attr.attribution.relevance import Relevance
-from lens_attr.errors import InputError, UnsupportedModelError, did_you_mean, give_notice
+from lens_attr.errors import (
+    InputError,
+    UnsupportedModelError,
+    checked_count,
+    did_you_mean,
+    give_notice,
+)
 from lens_attr.graph import ModelGraph, resolve
 from lens_attr.graph.decoding import decode, end_ids, runners_up
 from lens_attr.graph.tokens import continuation, encode_prompt, tokenize, unknown_words
@@ -79,15 +85,18 @@ def attribute_generation(
     """
     graph = resolve(model)
     _refuse_masked(graph)
-    _check(target, max_new_tokens, generated, sampling_temperature)
+    _check(target, sampling_temperature)
+    if (max_new_tokens is None) == (generated is None):
+        raise InputError(
+            "give either max_new_tokens, to let the model write, or generated, to explain a "
+            "continuation that you have."
+        )
     if options.get("attention_mask") is not None:
         raise InputError("attention_mask: a prompt is one text without padding, nothing is masked.")
     before = _prompt_ids(graph, prompt)
     if generated is None:
-        assert max_new_tokens is not None
-        after = _generate(
-            graph, before, max_new_tokens, sampling_temperature, sampling_seed, progress
-        )
+        most = checked_count("max_new_tokens", max_new_tokens)
+        after = _generate(graph, before, most, sampling_temperature, sampling_seed, progress)
     else:
         after = _continuation_ids(graph, prompt, generated)
     _refuse_too_long(graph, len(before), len(after))
@@ -119,20 +128,10 @@ def _refuse_masked(graph: ModelGraph) -> None:
         )
 
 
-def _check(target: Any, max_new_tokens: Any, generated: Any, temperature: Any) -> None:
+def _check(target: Any, temperature: Any) -> None:
     if target not in get_args(OfToken):
         hint = did_you_mean(str(target), get_args(OfToken))
         raise InputError(f"unknown target {target!r}; {hint}")
-    if (max_new_tokens is None) == (generated is None):
-        raise InputError(
-            "give either max_new_tokens, to let the model write, or generated, to explain a "
-            "continuation that you have."
-        )
-    whole = isinstance(max_new_tokens, int) and not isinstance(max_new_tokens, bool)
-    if max_new_tokens is not None and (not whole or max_new_tokens < 1):
-        raise InputError(
-            f"max_new_tokens must be a whole number of at least 1, got {max_new_tokens!r}."
-        )
     if not isinstance(temperature, (int, float)) or not 0 <= temperature < float("inf"):
         raise InputError(
             f"sampling_temperature must be 0 (greedy) or a number above, got {temperature!r}."

@@ -29,7 +29,6 @@ from lens_attr.attribution.paths import (
     between,
     chunks,
     nodes,
-    refuse_no_count,
     value_and_gradients,
 )
 from lens_attr.attribution.perturbation import (
@@ -40,7 +39,7 @@ from lens_attr.attribution.perturbation import (
     value_at,
 )
 from lens_attr.attribution.scoring import refuse_non_finite
-from lens_attr.errors import InputError, refuse_no_number
+from lens_attr.errors import InputError, checked_count, refuse_no_number
 from lens_attr.graph import ModelGraph
 from lens_attr.graph.tokens import TokenBatch
 from lens_attr.rules import ClampGradient, RuleSet
@@ -258,8 +257,8 @@ class GradientShap(PerturbationExplainer):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        refuse_no_count("n_samples", self.n_samples, least=2, most=MOST_STEPS)
-        refuse_no_count("seed", self.seed, least=0, most=2**63 - 1)
+        checked_count("n_samples", self.n_samples, least=2, most=MOST_STEPS)
+        checked_count("seed", self.seed, least=0, most=2**63 - 1)
         refuse_no_number("noise", self.noise, least=0)
         if self.baselines is None:
             return

@@ -11,7 +11,6 @@ from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
 from lens_attr.attribution.explainer import Explained
-from lens_attr.attribution.paths import refuse_no_count
 from lens_attr.attribution.perturbation import (
     Inputs,
     PerturbationExplainer,
@@ -23,7 +22,7 @@ from lens_attr.attribution.scoring import (
     refuse_non_finite,
     target_values,
 )
-from lens_attr.errors import InputError
+from lens_attr.errors import InputError, checked_count
 from lens_attr.graph import ModelGraph
 from lens_attr.graph.tokens import TokenBatch, special_tokens
 from lens_attr.targets import Resolved
@@ -70,7 +69,7 @@ class Occlusion(PerturbationExplainer):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        refuse_no_count("window", self.window)
+        checked_count("window", self.window)
         if self.special_tokens not in get_args(SpecialTokens):
             raise InputError(
                 f"special_tokens must be 'keep' or 'occlude', got {self.special_tokens!r}."

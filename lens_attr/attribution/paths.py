@@ -17,7 +17,7 @@ from jaxtyping import Float, Int
 from torch import Tensor
 
 from lens_attr.attribution.jacobian import each_gradient
-from lens_attr.errors import InputError, did_you_mean
+from lens_attr.errors import InputError, checked_count, did_you_mean
 
 Function = Callable[[Tensor, Tensor], Tensor]
 """Points [row, ...] and the example each belongs to [row], to one number per row [row], or several
@@ -47,7 +47,7 @@ def nodes(
     known = get_args(Quadrature)
     if quadrature not in known:
         raise InputError(f"unknown quadrature {quadrature!r}; {did_you_mean(quadrature, known)}")
-    refuse_no_count("steps", steps, most=MOST_STEPS)
+    checked_count("steps", steps, most=MOST_STEPS)
     if quadrature == "gauss_legendre":
         if steps > MOST_NODES:
             raise InputError(
@@ -59,18 +59,6 @@ def nodes(
     offset = {"left": 0.0, "right": 1.0, "midpoint": 0.5}[quadrature]
     places = (torch.arange(steps, dtype=torch.float64) + offset) / steps
     return places, torch.full_like(places, 1 / steps)
-
-
-def refuse_no_count(name: str, value: object, least: int = 1, most: int = 10**9) -> None:
-    """Raise unless ``value`` is a whole number from ``least`` to ``most``.
-
-    Raises:
-        InputError: naming the option.
-    """
-    if isinstance(value, bool) or not isinstance(value, int) or value < least:
-        raise InputError(f"{name} must be a whole number of at least {least}, got {value!r}.")
-    if value > most:
-        raise InputError(f"{name} must be at most {most}, got {value}.")
 
 
 def chunks(

@@ -19,8 +19,9 @@ from lens_attr.attribution.embeddings import (
     replaced_embedding,
 )
 from lens_attr.attribution.jacobian import at_once
-from lens_attr.attribution.paths import Function, refuse_no_count
+from lens_attr.attribution.paths import Function
 from lens_attr.attribution.scoring import labels_of, target_values
+from lens_attr.errors import checked_count
 from lens_attr.graph import ModelGraph
 from lens_attr.graph.tokens import TokenBatch
 from lens_attr.rules import RuleSet
@@ -46,7 +47,7 @@ class PerturbationExplainer(EmbeddingExplainer):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        refuse_no_count("max_batch_tokens", self.max_batch_tokens)
+        checked_count("max_batch_tokens", self.max_batch_tokens)
 
     def processing_notices(self, processing: Sequence[str]) -> list[str]:
         """The relevance of tokens does not depend on how weights are processed."""

@@ -7,6 +7,7 @@ from dataclasses import asdict, dataclass, fields
 from functools import partial
 from typing import Any
 
+import numpy as np
 import pandas as pd
 
 from lens_attr import rules
@@ -66,7 +67,8 @@ class Method:
                     raise InputError(
                         f"{self.name} has no option {option!r}; {did_you_mean(option, known)}"
                     )
-        return self.make(**options)
+        plain = {k: v.item() if isinstance(v, np.generic) else v for k, v in options.items()}
+        return self.make(**plain)
 
     def options(self) -> dict[str, Any]:
         """Every option and its default; those of a method made of rules include its switches."""

@@ -4,8 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal, get_args
+from typing import TYPE_CHECKING, Any, ClassVar, Literal, get_args
 
 import numpy as np
 import pandas as pd
@@ -14,14 +13,14 @@ from numpy.typing import NDArray
 
 from lens_attr import display
 from lens_attr.attribution import Pool, Relevance
-from lens_attr.circuits import saved
 from lens_attr.circuits.aligned import real_positions
-from lens_attr.circuits.checks import check_choice, check_count, check_kind, check_same
+from lens_attr.circuits.checks import check_choice, check_kind, check_same
 from lens_attr.circuits.node_results import NodeScores
 from lens_attr.circuits.patch_result import PatchResult
 from lens_attr.circuits.results import Ranking
+from lens_attr.circuits.saved import Saved, numbers
 from lens_attr.display import Glance, Shown
-from lens_attr.errors import InputError
+from lens_attr.errors import InputError, checked_count
 
 if TYPE_CHECKING:
     import plotly.graph_objects as go
@@ -54,7 +53,7 @@ DIMS = {
 
 
 @dataclass(frozen=True, repr=False)
-class Agreement(Shown):
+class Agreement(Shown, Saved):
     """Attributions against the exact effect of the same cells.
 
     Attributes:
@@ -67,6 +66,8 @@ class Agreement(Shown):
         what: the patching in words, for titles.
         effect_unit: unit of the effect.
     """
+
+    FILE: ClassVar = "agreement.json"
 
     scores: Mapping[str, Cells]
     importance: Cells
@@ -111,23 +112,11 @@ class Agreement(Shown):
         """Attribution against exact effect, one panel per method."""
         return display.figure_of("agreement", self, **options)
 
-    def save(self, directory: str | Path) -> Path:
-        """Write ``agreement.json`` into ``directory``."""
-        return saved.save(self, directory, "agreement")
-
-    @staticmethod
-    def load(directory: str | Path) -> Agreement:
-        """Read what `save` wrote.
-
-        Raises:
-            SavedResultError: missing, truncated, or of an unknown format.
-        """
-        return saved.load(_of_plain, directory, "agreement")
-
-
-def _of_plain(content: Mapping[str, Any]) -> Agreement:
-    scores = saved.numbers(content["scores"], *content["scores"])
-    return Agreement(**{**content, **saved.numbers(content, "importance"), "scores": scores})
+    @classmethod
+    def of_plain(cls, content: Mapping[str, Any]) -> Agreement:
+        """The result whose fields json knows as ``content``."""
+        scores = numbers(content["scores"], *content["scores"])
+        return cls(**{**content, **numbers(content, "importance"), "scores": scores})
 
 
 def agreement(
@@ -162,7 +151,7 @@ def agreement(
     """
     check_choice("compare", compare, get_args(Compared))
     check_kind("patched", patched, PatchResult, "la.circuits.patch(...) makes one")
-    check_count("k", k)
+    k = checked_count("k", k)
     named = _named(relevance)
     exact = patched.importance.double().cpu().numpy()
     for name, one in named.items():

@@ -20,7 +20,7 @@ from lens_attr.circuits.aligned import (
     real_tokens,
     refuse_lengths,
 )
-from lens_attr.circuits.checks import check_batch_size
+from lens_attr.circuits.checks import checked_batch_size
 from lens_attr.circuits.edges import EdgeMethod, rules_of
 from lens_attr.circuits.node_results import NodeScores
 from lens_attr.circuits.reading import read_gradients
@@ -86,7 +86,7 @@ def node_scores(
     """
     graph = resolve(model)
     rules, n_steps, name = rules_of(method, steps, switches)
-    check_batch_size(batch_size)
+    batch_size = checked_batch_size(batch_size)
     points = _points(graph, unit, qk_fix)
     pairs = aligned(graph, clean, corrupted, target)
     if per_position:

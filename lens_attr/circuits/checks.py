@@ -3,10 +3,9 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from numbers import Integral
 from typing import Any
 
-from lens_attr.errors import InputError, did_you_mean
+from lens_attr.errors import InputError, checked_count, did_you_mean
 from lens_attr.targets import Target
 
 
@@ -20,24 +19,13 @@ def check_choice(name: str, value: str, known: Sequence[str]) -> None:
         raise InputError(f"unknown {name} {value!r}; {did_you_mean(str(value), known)}")
 
 
-def check_count(name: str, value: object) -> None:
-    """Refuse what is no whole number of at least 1.
+def checked_batch_size(batch_size: object) -> int | None:
+    """None, or a whole number of at least 1 as a Python int.
 
     Raises:
         InputError: ...
     """
-    if isinstance(value, bool) or not isinstance(value, Integral) or int(value) < 1:
-        raise InputError(f"{name} must be a whole number of at least 1, got {value!r}.")
-
-
-def check_batch_size(batch_size: object) -> None:
-    """Refuse what is neither None nor a whole number of at least 1.
-
-    Raises:
-        InputError: ...
-    """
-    if batch_size is not None:
-        check_count("batch_size", batch_size)
+    return None if batch_size is None else checked_count("batch_size", batch_size)
 
 
 def check_kind(name: str, value: object, kind: type, way_out: str) -> None:

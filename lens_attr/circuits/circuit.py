@@ -3,9 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import asdict, dataclass, field
-from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any, ClassVar
 
 import numpy as np
 import pandas as pd
@@ -13,11 +12,11 @@ from jaxtyping import Bool, Float
 from numpy.typing import NDArray
 
 from lens_attr import display
-from lens_attr.circuits.files import read_json, write_json
 from lens_attr.circuits.results import Head
+from lens_attr.circuits.saved import Saved, plain
 from lens_attr.circuits.wiring import Node, Wiring
 from lens_attr.display import Glance, Shown
-from lens_attr.errors import InputError, SavedResultError
+from lens_attr.errors import InputError
 
 if TYPE_CHECKING:
     import networkx
@@ -25,7 +24,7 @@ if TYPE_CHECKING:
 
 
 @dataclass(frozen=True, repr=False)
-class Circuit(Shown):
+class Circuit(Shown, Saved):
     """Some edges of a model; everything else counts as corrupted.
 
     Attributes:
@@ -34,6 +33,8 @@ class Circuit(Shown):
         scores: score of each edge, 0 where none is known.
         metadata: where the circuit comes from.
     """
+
+    FILE: ClassVar = "circuit.json"
 
     wiring: Wiring
     kept: Bool[NDArray[np.bool_], "source receiver"]
@@ -145,33 +146,20 @@ class Circuit(Shown):
                     )
         return graph
 
-    def save(self, directory: str | Path) -> Path:
-        """Write ``circuit.json`` into ``directory``: wiring, edges by name, scores, metadata."""
+    def _as_plain(self) -> dict[str, Any]:
         edges = [[*edge, float(self.scores[self.wiring.edge(*edge)])] for edge in self.edges]
-        content = {
-            "wiring": asdict(self.wiring),
-            "edges": edges,
-            "nodes": [node.name for node in self.nodes],
-            "metadata": dict(self.metadata),
-        }
-        return write_json(Path(directory), "circuit.json", content)
+        nodes = [node.name for node in self.nodes]
+        rest = {"wiring": plain(self.wiring), "metadata": plain(self.metadata)}
+        return rest | {"edges": edges, "nodes": nodes}
 
-    @staticmethod
-    def load(directory: str | Path) -> Circuit:
-        """Read what `save` wrote; scores of edges outside the circuit are 0.
-
-        Raises:
-            SavedResultError: missing, truncated, or of an unknown format.
-        """
-        content = read_json(Path(directory), "circuit.json")
-        try:
-            wiring = Wiring(**content["wiring"])
-            circuit = Circuit.of_edges(wiring, [(s, t) for s, t, _ in content["edges"]])
-            for source, target, score in content["edges"]:
-                circuit.scores[wiring.edge(source, target)] = score
-            return Circuit(wiring, circuit.kept, circuit.scores, content["metadata"])
-        except (KeyError, TypeError, ValueError) as error:
-            raise SavedResultError(f"{directory}/circuit.json is no Circuit: {error}") from error
+    @classmethod
+    def of_plain(cls, content: Mapping[str, Any]) -> Circuit:
+        """The circuit that json knows as ``content``; edges outside of it score 0."""
+        wiring = Wiring(**content["wiring"])
+        circuit = cls.of_edges(wiring, [(source, target) for source, target, _ in content["edges"]])
+        for source, target, score in content["edges"]:
+            circuit.scores[wiring.edge(source, target)] = score
+        return cls(wiring, circuit.kept, circuit.scores, content["metadata"])
 
     def plot(self, **options: Any) -> go.Figure:
         """Nodes layer by layer from the bottom up; the width of an edge is its score."""

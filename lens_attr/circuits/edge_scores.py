@@ -3,9 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass, field
-from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal, get_args
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any, ClassVar, Literal, get_args
 
 import numpy as np
 import pandas as pd
@@ -14,10 +13,10 @@ from numpy.typing import NDArray
 
 from lens_attr import display
 from lens_attr.circuits.circuit import Circuit, edge_frame
-from lens_attr.circuits.files import read_json, write_json
+from lens_attr.circuits.saved import Saved, numbers
 from lens_attr.circuits.wiring import Wiring
 from lens_attr.display import Glance, Shown
-from lens_attr.errors import InputError, SavedResultError, did_you_mean
+from lens_attr.errors import InputError, did_you_mean
 
 if TYPE_CHECKING:
     import plotly.graph_objects as go
@@ -30,7 +29,7 @@ ORDERINGS: tuple[Ordering, ...] = get_args(Ordering)
 
 
 @dataclass(frozen=True, repr=False)
-class EdgeScores(Shown):
+class EdgeScores(Shown, Saved):
     """Predicted or measured change of the target when an edge carries its corrupted value.
 
     Attributes:
@@ -43,6 +42,8 @@ class EdgeScores(Shown):
             are of whole edges.
         metadata: facts about the call.
     """
+
+    FILE: ClassVar = "edges.json"
 
     wiring: Wiring
     scores: Float[NDArray[np.float64], "source receiver"]
@@ -96,39 +97,15 @@ class EdgeScores(Shown):
         ]
         return pd.concat(frames, ignore_index=True).assign(method=self.method)
 
-    def save(self, directory: str | Path) -> Path:
-        """Write ``edges.json`` into ``directory``."""
-        content = {
-            "wiring": asdict(self.wiring),
-            "scores": self.scores.tolist(),
-            "by_position": None if self.by_position is None else self.by_position.tolist(),
-            "method": self.method,
-            "unit": self.unit,
-            "n": self.n,
-            "metadata": dict(self.metadata),
-        }
-        return write_json(Path(directory), "edges.json", content)
-
-    @staticmethod
-    def load(directory: str | Path) -> EdgeScores:
-        """Read what `save` wrote.
-
-        Raises:
-            SavedResultError: missing, truncated, or of an unknown format.
-        """
-        content = read_json(Path(directory), "edges.json")
-        try:
-            wiring = Wiring(**content.pop("wiring"))
-            scores = np.array(content.pop("scores"), dtype=np.float64)
-            positions = content.pop("by_position")
-            by_position = None if positions is None else np.array(positions, dtype=np.float64)
-            if scores.shape != wiring.exists.shape:
-                raise SavedResultError(
-                    f"{directory}/edges.json: scores and wiring differ in shape."
-                )
-            return EdgeScores(wiring, scores, by_position=by_position, **content)
-        except (KeyError, TypeError, ValueError) as error:
-            raise SavedResultError(f"{directory}/edges.json is no saved EdgeScores.") from error
+    @classmethod
+    def of_plain(cls, content: Mapping[str, Any]) -> EdgeScores:
+        """The result whose fields json knows as ``content``."""
+        wiring = Wiring(**content["wiring"])
+        positions = content["by_position"]
+        read = numbers(content, "scores", *([] if positions is None else ["by_position"]))
+        if read["scores"].shape != wiring.exists.shape:
+            raise ValueError("scores and wiring differ in shape.")
+        return cls(**{**content, **read, "wiring": wiring})
 
     def plot(self, n: int = 40, **options: Any) -> go.Figure:
         """The ``n`` edges of largest effect."""

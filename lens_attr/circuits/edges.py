@@ -14,7 +14,7 @@ from torch import Tensor
 
 from lens_attr.attribution.scoring import refuse_non_finite
 from lens_attr.circuits.aligned import Aligned, aligned, refuse_lengths
-from lens_attr.circuits.checks import check_batch_size, check_count
+from lens_attr.circuits.checks import checked_batch_size
 from lens_attr.circuits.edge_scores import EdgeScores
 from lens_attr.circuits.reading import ReadGradients, read_gradients
 from lens_attr.circuits.stream import (
@@ -27,7 +27,7 @@ from lens_attr.circuits.stream import (
     outputs_of,
     refuse_unexplained,
 )
-from lens_attr.errors import InputError, RuleConflictError, did_you_mean
+from lens_attr.errors import InputError, RuleConflictError, checked_count, did_you_mean
 from lens_attr.graph import Point, resolve
 from lens_attr.graph.tokens import Text
 from lens_attr.rules import FreezeNorm, RuleSet, preset
@@ -96,7 +96,7 @@ def edge_scores(
     """
     graph = resolve(model)
     rules, n_steps, name = rules_of(method, steps, switches)
-    check_batch_size(batch_size)
+    batch_size = checked_batch_size(batch_size)
     parts = anatomy(graph)
     factors = _norm_factors(parts, rules)
     pairs = aligned(graph, clean, corrupted, target)
@@ -136,8 +136,8 @@ def rules_of(method: Any, steps: Any, switches: dict[str, Any]) -> tuple[RuleSet
         rules = preset(METHODS[method], **switches)
     else:
         raise InputError(f"unknown method {method!r}; {did_you_mean(str(method), METHODS)}")
-    n_steps = (IG_STEPS if method == "eap_ig" else 1) if steps is None else steps
-    check_count("steps", n_steps)
+    default = IG_STEPS if method == "eap_ig" else 1
+    n_steps = default if steps is None else checked_count("steps", steps)
     if method == "eap" and n_steps > 1:
         raise InputError(
             f"'eap' is one gradient, without a path of {n_steps} steps: with one it is called "

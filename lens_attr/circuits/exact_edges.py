@@ -13,10 +13,9 @@ from torch import Tensor
 
 from lens_attr.attribution.scoring import target_value
 from lens_attr.circuits.aligned import Aligned, aligned, refuse_lengths
-from lens_attr.circuits.checks import check_count
 from lens_attr.circuits.edge_scores import EdgeScores
 from lens_attr.circuits.stream import Anatomy, Change, Outputs, anatomy, change, outputs_of
-from lens_attr.errors import InputError, did_you_mean
+from lens_attr.errors import InputError, checked_count, did_you_mean
 from lens_attr.graph import Point, resolve
 from lens_attr.graph.tokens import Text
 from lens_attr.graph.weights import Reader
@@ -64,7 +63,7 @@ def exact_edge_effects(
     """
     if mode not in get_args(Mode):
         raise InputError(f"unknown mode {mode!r}; {did_you_mean(str(mode), get_args(Mode))}")
-    check_count("batch_size", batch_size)
+    batch_size = checked_count("batch_size", batch_size)
     graph = resolve(model)
     parts = anatomy(graph)
     pairs = aligned(graph, clean, corrupted, target)

@@ -4,8 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
 import numpy as np
 import pandas as pd
@@ -13,9 +12,9 @@ from jaxtyping import Float
 from numpy.typing import NDArray
 
 from lens_attr import display
-from lens_attr.circuits import saved
 from lens_attr.circuits.edge_scores import Ordering
 from lens_attr.circuits.extraction import By
+from lens_attr.circuits.saved import Saved, numbers
 from lens_attr.display import Glance, Shown
 
 if TYPE_CHECKING:
@@ -25,7 +24,7 @@ Axis = Literal["fraction", "percentage"]
 
 
 @dataclass(frozen=True, repr=False)
-class CircuitEvaluation(Shown):
+class CircuitEvaluation(Shown, Saved):
     """A circuit against the whole model and against none of it.
 
     Attributes:
@@ -36,6 +35,8 @@ class CircuitEvaluation(Shown):
         n_edges_model: edges of the whole model.
         unit: unit of the target.
     """
+
+    FILE: ClassVar = "evaluation.json"
 
     circuit: Float[NDArray[np.float64], " sample"]
     clean: Float[NDArray[np.float64], " sample"]
@@ -82,18 +83,10 @@ class CircuitEvaluation(Shown):
         }
         return pd.DataFrame([row])
 
-    def save(self, directory: str | Path) -> Path:
-        """Write ``evaluation.json`` into ``directory``."""
-        return saved.save(self, directory, "evaluation")
-
-    @staticmethod
-    def load(directory: str | Path) -> CircuitEvaluation:
-        """Read what `save` wrote.
-
-        Raises:
-            SavedResultError: missing, truncated, or of an unknown format.
-        """
-        return saved.load(_evaluation, directory, "evaluation")
+    @classmethod
+    def of_plain(cls, content: Mapping[str, Any]) -> CircuitEvaluation:
+        """The result whose fields json knows as ``content``."""
+        return cls(**{**content, **numbers(content, "circuit", "clean", "corrupted")})
 
 
 @dataclass(frozen=True, repr=False)
@@ -177,15 +170,23 @@ class FaithfulnessCurve(Shown):
         """The curve alone; see `FaithfulnessComparison.plot` for methods against random."""
         return display.figure_of("faithfulness", FaithfulnessComparison([self]), **options)
 
+    @classmethod
+    def of_plain(cls, content: Mapping[str, Any]) -> FaithfulnessCurve:
+        """The curve whose fields json knows as ``content``."""
+        evaluations = [*map(CircuitEvaluation.of_plain, content["evaluations"])]
+        return cls(**{**content, "evaluations": evaluations})
+
 
 @dataclass(frozen=True, repr=False)
-class FaithfulnessComparison(Shown):
+class FaithfulnessComparison(Shown, Saved):
     """Several rankings of edges on the same samples, with random orders as the yardstick.
 
     Attributes:
         curves: one per ranking.
         random: one per random seed, empty when none was asked for.
     """
+
+    FILE: ClassVar = "faithfulness.json"
 
     curves: Sequence[FaithfulnessCurve]
     random: Sequence[FaithfulnessCurve] = ()
@@ -222,30 +223,7 @@ class FaithfulnessComparison(Shown):
         """Faithfulness against circuit size, every method, random as a band."""
         return display.figure_of("faithfulness", self, **options)
 
-    def save(self, directory: str | Path) -> Path:
-        """Write ``faithfulness.json`` into ``directory``."""
-        return saved.save(self, directory, "faithfulness")
-
-    @staticmethod
-    def load(directory: str | Path) -> FaithfulnessComparison:
-        """Read what `save` wrote.
-
-        Raises:
-            SavedResultError: missing, truncated, or of an unknown format.
-        """
-        return saved.load(_comparison, directory, "faithfulness")
-
-
-def _evaluation(content: Mapping[str, Any]) -> CircuitEvaluation:
-    return CircuitEvaluation(
-        **{**content, **saved.numbers(content, "circuit", "clean", "corrupted")}
-    )
-
-
-def _curve(content: Mapping[str, Any]) -> FaithfulnessCurve:
-    evaluations = [_evaluation(one) for one in content["evaluations"]]
-    return FaithfulnessCurve(**{**content, "evaluations": evaluations})
-
-
-def _comparison(content: Mapping[str, Any]) -> FaithfulnessComparison:
-    return FaithfulnessComparison(**{name: [*map(_curve, content[name])] for name in content})
+    @classmethod
+    def of_plain(cls, content: Mapping[str, Any]) -> FaithfulnessComparison:
+        """The result whose fields json knows as ``content``."""
+        return cls(**{name: [*map(FaithfulnessCurve.of_plain, content[name])] for name in content})

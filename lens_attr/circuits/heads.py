@@ -16,11 +16,11 @@ from torch import Tensor
 from lens_attr.attribution import Pool, Relevance, attribute
 from lens_attr.attribution.many_targets import resolve_targets
 from lens_attr.circuits.aligned import announce
-from lens_attr.circuits.checks import check_choice, check_count, check_kind
+from lens_attr.circuits.checks import check_choice, check_kind
 from lens_attr.circuits.data import Data, inputs_of
 from lens_attr.circuits.results import Ranking
 from lens_attr.circuits.units import Unit
-from lens_attr.errors import InputError
+from lens_attr.errors import InputError, checked_count
 from lens_attr.graph import ModelGraph, resolve
 from lens_attr.graph.tokens import Text, TokenBatch, tokenize
 from lens_attr.rules import RuleSet
@@ -168,7 +168,7 @@ def _batches(
     **options: Any,
 ) -> Iterator[Relevance]:
     """The relevance of some samples after the other, none of which is kept."""
-    check_count("batch_size", batch_size)
+    batch_size = checked_count("batch_size", batch_size)
     graph = resolve(model)
     batch, (resolved,) = resolve_targets(graph, tokenize(graph, texts, attention_mask), target)
     announce(graph, [batch], resolved)

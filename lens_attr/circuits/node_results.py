@@ -4,8 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, ClassVar
 
 import numpy as np
 import pandas as pd
@@ -13,8 +12,8 @@ from jaxtyping import Float
 from numpy.typing import NDArray
 
 from lens_attr import display
-from lens_attr.circuits import saved
 from lens_attr.circuits.results import Ranking
+from lens_attr.circuits.saved import Saved, numbers
 from lens_attr.display import Glance, Shown
 from lens_attr.errors import InputError
 
@@ -23,7 +22,7 @@ if TYPE_CHECKING:
 
 
 @dataclass(frozen=True, repr=False)
-class NodeScores(Shown):
+class NodeScores(Shown, Saved):
     """Predicted change of the target when a node takes its corrupted value.
 
     Attributes:
@@ -39,6 +38,8 @@ class NodeScores(Shown):
         str_tokens: the tokens of the clean prompts, without padding.
         position: the explained position in them, one per example.
     """
+
+    FILE: ClassVar = "nodes.json"
 
     scores: Float[NDArray[np.float64], ...]
     unit: str
@@ -88,20 +89,8 @@ class NodeScores(Shown):
         """
         return display.figure_of("nodes", self, **options)
 
-    def save(self, directory: str | Path) -> Path:
-        """Write ``nodes.json`` into ``directory``."""
-        return saved.save(self, directory, "nodes")
-
-    @staticmethod
-    def load(directory: str | Path) -> NodeScores:
-        """Read what `save` wrote.
-
-        Raises:
-            SavedResultError: missing, truncated, or of an unknown format.
-        """
-        return saved.load(_of_plain, directory, "nodes")
-
-
-def _of_plain(content: Mapping[str, Any]) -> NodeScores:
-    axes = tuple(content["axes"])
-    return NodeScores(**{**content, **saved.numbers(content, "scores"), "axes": axes})
+    @classmethod
+    def of_plain(cls, content: Mapping[str, Any]) -> NodeScores:
+        """The result whose fields json knows as ``content``."""
+        axes = tuple(content["axes"])
+        return cls(**{**content, **numbers(content, "scores"), "axes": axes})

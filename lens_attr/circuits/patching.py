@@ -23,7 +23,7 @@ from lens_attr.circuits.aligned import (
     refuse_misaligned,
     settled,
 )
-from lens_attr.circuits.checks import check_batch_size, check_choice, check_target
+from lens_attr.circuits.checks import check_choice, check_target, checked_batch_size
 from lens_attr.circuits.patch_result import PatchResult
 from lens_attr.circuits.progress import bar
 from lens_attr.circuits.replacement import Fill, Replacement, activations, keep
@@ -140,7 +140,7 @@ def patch(
         ("source", source, get_args(Source)),
     ):
         check_choice(name, value, known)
-    check_batch_size(batch_size)
+    batch_size = checked_batch_size(batch_size)
     graph = resolve(model)
     layout = LAYOUTS[unit]
     _refuse(graph, unit, mode, source, corrupted)

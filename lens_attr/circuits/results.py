@@ -4,8 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
 import numpy as np
 import pandas as pd
@@ -13,7 +12,7 @@ from jaxtyping import Float
 from numpy.typing import NDArray
 
 from lens_attr import display
-from lens_attr.circuits import saved
+from lens_attr.circuits.saved import Saved, numbers
 from lens_attr.circuits.units import Unit
 from lens_attr.display import Glance, Shown
 
@@ -31,7 +30,7 @@ Head = tuple[int, int]
 
 
 @dataclass(frozen=True, repr=False)
-class Ranking(Shown):
+class Ranking(Shown, Saved):
     """Heads (or MLPs, or neurons) ordered by a score, least relevant first.
 
     Attributes:
@@ -41,6 +40,8 @@ class Ranking(Shown):
         n: number of samples the score is a mean over.
         unit: ``"head"``, ``"mlp"`` or ``"neuron"``.
     """
+
+    FILE: ClassVar = "ranking.json"
 
     scores: Float[NDArray[np.float64], "layer unit"]
     method: str
@@ -75,18 +76,10 @@ class Ranking(Shown):
         frame = frame.drop(columns="mlp", errors="ignore")
         return frame.assign(rank=range(len(frame)), method=self.method, pool=self.pool)
 
-    def save(self, directory: str | Path) -> Path:
-        """Write ``ranking.json`` into ``directory``."""
-        return saved.save(self, directory, "ranking")
-
-    @staticmethod
-    def load(directory: str | Path) -> Ranking:
-        """Read what `save` wrote.
-
-        Raises:
-            SavedResultError: missing, truncated, or of an unknown format.
-        """
-        return saved.load(_ranking, directory, "ranking")
+    @classmethod
+    def of_plain(cls, content: Mapping[str, Any]) -> Ranking:
+        """The result whose fields json knows as ``content``."""
+        return cls(**{**content, **numbers(content, "scores")})
 
 
 @dataclass(frozen=True, repr=False)
@@ -171,22 +164,24 @@ class PruningCurve(Shown):
         """The curve alone; see `PruningComparison.plot` for methods against random."""
         return display.figure_of("pruning", PruningComparison(curves=[self]), **options)
 
-    @staticmethod
-    def of_plain(content: Mapping[str, Any]) -> PruningCurve:
-        """The curve with these fields, as `PruningComparison.save` writes them."""
+    @classmethod
+    def of_plain(cls, content: Mapping[str, Any]) -> PruningCurve:
+        """The curve whose fields json knows as ``content``."""
         pruned = [(int(layer), int(unit)) for layer, unit in content["pruned"]]
-        measured = saved.numbers(content, "accuracy", "logit_diff")
-        return PruningCurve(**{**content, **measured, "pruned": pruned})
+        measured = numbers(content, "accuracy", "logit_diff")
+        return cls(**{**content, **measured, "pruned": pruned})
 
 
 @dataclass(frozen=True, repr=False)
-class PruningComparison(Shown):
+class PruningComparison(Shown, Saved):
     """Several rankings pruned on the same samples, with random orders as the yardstick.
 
     Attributes:
         curves: one curve per ranking.
         random: one curve per random seed, empty when none was asked for.
     """
+
+    FILE: ClassVar = "pruning.json"
 
     curves: Sequence[PruningCurve]
     random: Sequence[PruningCurve] = ()
@@ -236,24 +231,10 @@ class PruningComparison(Shown):
         """Accuracy against fraction pruned, every method, random as a band."""
         return display.figure_of("pruning", self, **options)
 
-    def save(self, directory: str | Path) -> Path:
-        """Write ``pruning.json`` into ``directory``."""
-        return saved.save(self, directory, "pruning")
-
-    @staticmethod
-    def load(directory: str | Path) -> PruningComparison:
-        """Read what `save` wrote.
-
-        Raises:
-            SavedResultError: missing, truncated, or of an unknown format.
-        """
-        return saved.load(_comparison, directory, "pruning")
-
-
-def _ranking(content: Mapping[str, Any]) -> Ranking:
-    return Ranking(**{**content, **saved.numbers(content, "scores")})
-
-
-def _comparison(content: Mapping[str, Any]) -> PruningComparison:
-    curves = {name: [PruningCurve.of_plain(curve) for curve in content[name]] for name in content}
-    return PruningComparison(**curves)
+    @classmethod
+    def of_plain(cls, content: Mapping[str, Any]) -> PruningComparison:
+        """The result whose fields json knows as ``content``."""
+        curves = {
+            name: [PruningCurve.of_plain(curve) for curve in content[name]] for name in content
+        }
+        return cls(**curves)

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from abc import abstractmethod
+from collections.abc import Mapping
 from dataclasses import fields, is_dataclass
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any, ClassVar, TypeVar
 
 import numpy as np
 import pandas as pd
@@ -14,29 +15,44 @@ from numpy.typing import NDArray
 from lens_attr.circuits.files import read_json, write_json
 from lens_attr.errors import SavedResultError
 
-Result = TypeVar("Result")
+Result = TypeVar("Result", bound="Saved")
 
 
-def save(result: Any, directory: str | Path, name: str) -> Path:
-    """Write the fields of ``result`` into ``directory/<name>.json``, whole or not at all.
+class Saved:
+    """A dataclass that is written as one json file and read back."""
 
-    Raises:
-        InputError: ``directory`` is a file.
-    """
-    return write_json(Path(directory), f"{name}.json", plain(result))
+    FILE: ClassVar[str]
 
+    def save(self, directory: str | Path) -> Path:
+        """Write the result as one json file into ``directory``, whole or not at all.
 
-def load(build: Callable[[dict[str, Any]], Result], directory: str | Path, name: str) -> Result:
-    """What ``build`` makes of the fields that `save` wrote.
+        Raises:
+            InputError: ``directory`` is a file.
+        """
+        return write_json(Path(directory), self.FILE, self._as_plain())
 
-    Raises:
-        SavedResultError: missing, truncated, of an unknown format, or of another kind.
-    """
-    content = read_json(Path(directory), f"{name}.json")
-    try:
-        return build(content)
-    except (KeyError, TypeError, ValueError, AttributeError) as error:
-        raise SavedResultError(f"{directory}/{name}.json is no saved {name}: {error}") from error
+    @classmethod
+    def load(cls: type[Result], directory: str | Path) -> Result:
+        """Read what `save` wrote.
+
+        Raises:
+            SavedResultError: missing, truncated, of an unknown format, or of another kind.
+        """
+        content = read_json(Path(directory), cls.FILE)
+        try:
+            return cls.of_plain(content)
+        except (KeyError, TypeError, ValueError, AttributeError) as error:
+            raise SavedResultError(
+                f"{directory}/{cls.FILE} is no saved {cls.__name__}: {error}"
+            ) from error
+
+    def _as_plain(self) -> dict[str, Any]:
+        return plain(self)
+
+    @classmethod
+    @abstractmethod
+    def of_plain(cls: type[Result], content: Mapping[str, Any]) -> Result:
+        """The result whose fields json knows as ``content``."""
 
 
 def plain(value: Any) -> Any:

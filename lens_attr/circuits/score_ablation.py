@@ -24,10 +24,10 @@ from torch import Tensor
 
 from lens_attr.attribution.scoring import target_value
 from lens_attr.circuits.aligned import announce, settled
-from lens_attr.circuits.checks import check_count, check_target
+from lens_attr.circuits.checks import check_target
 from lens_attr.circuits.reading import read_gradients
 from lens_attr.circuits.self_repair_results import THRESHOLDS, SelfRepair, check_thresholds
-from lens_attr.errors import InputError, UnsupportedModelError, did_you_mean
+from lens_attr.errors import InputError, UnsupportedModelError, checked_count, did_you_mean
 from lens_attr.graph import ModelGraph, resolve
 from lens_attr.graph.tokens import Text, TokenBatch, str_tokens, tokenize
 from lens_attr.rules import PRESETS, RuleSet, preset
@@ -183,7 +183,7 @@ def check_options(
     if replace not in get_args(Replace):
         raise InputError(f"unknown replace {replace!r}; {did_you_mean(replace, get_args(Replace))}")
     check_thresholds(thresholds)
-    check_count("batch_size", batch_size)
+    batch_size = checked_count("batch_size", batch_size)
     if max_keys < 2:
         raise InputError(f"max_keys must be at least 2 to form pairs, got {max_keys}.")
     if not graph.attention_in_graph:

@@ -4,8 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, ClassVar
 
 import numpy as np
 import pandas as pd
@@ -14,9 +13,9 @@ from numpy.typing import NDArray
 
 from lens_attr import display
 from lens_attr.attribution import Relevance
-from lens_attr.circuits import saved
 from lens_attr.circuits.agreement import pearson, ranks
 from lens_attr.circuits.checks import check_kind, check_same
+from lens_attr.circuits.saved import Saved, tables
 from lens_attr.circuits.self_repair_results import ROW, SelfRepair
 from lens_attr.display import Glance, Shown
 from lens_attr.errors import InputError
@@ -26,7 +25,7 @@ if TYPE_CHECKING:
 
 
 @dataclass(frozen=True, repr=False)
-class ScoreAgreement(Shown):
+class ScoreAgreement(Shown, Saved):
     """Relevance of attention scores beside what ablating them does.
 
     Attributes:
@@ -41,6 +40,8 @@ class ScoreAgreement(Shown):
         unit: unit of the effect.
         metadata: of the ablation.
     """
+
+    FILE: ClassVar = "score_agreement.json"
 
     singles: pd.DataFrame
     pairs: pd.DataFrame
@@ -83,22 +84,10 @@ class ScoreAgreement(Shown):
         """Exact effect and every method, layer and head by key; `lens_attr.plots.score_map`."""
         return display.figure_of("score_map", self, **options)
 
-    def save(self, directory: str | Path) -> Path:
-        """Write ``score_agreement.json`` into ``directory``."""
-        return saved.save(self, directory, "score_agreement")
-
-    @staticmethod
-    def load(directory: str | Path) -> ScoreAgreement:
-        """Read what `save` wrote.
-
-        Raises:
-            SavedResultError: missing, truncated, or of an unknown format.
-        """
-        return saved.load(_of_plain, directory, "score_agreement")
-
-
-def _of_plain(content: Mapping[str, Any]) -> ScoreAgreement:
-    return ScoreAgreement(**{**content, **saved.tables(content, "singles", "pairs")})
+    @classmethod
+    def of_plain(cls, content: Mapping[str, Any]) -> ScoreAgreement:
+        """The result whose fields json knows as ``content``."""
+        return cls(**{**content, **tables(content, "singles", "pairs")})
 
 
 def score_agreement(

@@ -4,8 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, ClassVar
 
 import numpy as np
 import pandas as pd
@@ -13,7 +12,7 @@ from jaxtyping import Float
 from numpy.typing import NDArray
 
 from lens_attr import display
-from lens_attr.circuits import saved
+from lens_attr.circuits.saved import Saved, tables
 from lens_attr.display import Glance, Shown
 from lens_attr.errors import InputError
 
@@ -29,7 +28,7 @@ ROW = ["example", "layer", "head", "query"]
 
 
 @dataclass(frozen=True, repr=False)
-class SelfRepair(Shown):
+class SelfRepair(Shown, Saved):
     """What happens when scores of a (head, query) row are ablated one by one and together.
 
     Effects are the target after an ablation minus before.
@@ -51,6 +50,8 @@ class SelfRepair(Shown):
         str_tokens: the tokens of each example, padding included.
         position: the explained position of each example.
     """
+
+    FILE: ClassVar = "self_repair.json"
 
     singles: pd.DataFrame
     pairs: pd.DataFrame
@@ -190,24 +191,12 @@ class SelfRepair(Shown):
         """Joint against summed effects of every pair; see ``lens_attr.plots.self_repair``."""
         return display.figure_of("self_repair", self, **options)
 
-    def save(self, directory: str | Path) -> Path:
-        """Write ``self_repair.json`` into ``directory``."""
-        return saved.save(self, directory, "self_repair")
-
-    @staticmethod
-    def load(directory: str | Path) -> SelfRepair:
-        """Read what `save` wrote.
-
-        Raises:
-            SavedResultError: missing, truncated, or of an unknown format.
-        """
-        return saved.load(_of_plain, directory, "self_repair")
-
-
-def _of_plain(content: Mapping[str, Any]) -> SelfRepair:
-    layers, heads = content["shape"]
-    read = saved.tables(content, "singles", "pairs")
-    return SelfRepair(**{**content, **read, "shape": (layers, heads)})
+    @classmethod
+    def of_plain(cls, content: Mapping[str, Any]) -> SelfRepair:
+        """The result whose fields json knows as ``content``."""
+        layers, heads = content["shape"]
+        read = tables(content, "singles", "pairs")
+        return cls(**{**content, **read, "shape": (layers, heads)})
 
 
 def _components(links: Sequence[tuple[int, int]]) -> list[tuple[int, ...]]:
