@@ -74,6 +74,17 @@ def test_faithfulness_reads_texts_and_its_settings(tmp_path: Path) -> None:
     assert "replaced by ' the'" in " ".join(document["tasks"]["sst2"]["remarks"])
 
 
+def test_deletion_reads_its_token_and_its_sweep(tmp_path: Path) -> None:
+    flags = ["--delete", "token", "--token", " the", "--sweep", "10,30", "--methods", "lrp"]
+    document = json.loads(good(*base("--deletion", *flags, "--out", tmp_path / "o", "--json")))
+    settings = document["metadata"]["settings"]
+    assert (settings["token"], settings["sweep"], settings["k"]) == (" the", [10.0, 30.0], 20.0)
+    spaced = good(*base("--deletion", *flags[:2], *flags[-2:], "--out", tmp_path / "p", "--json"))
+    assert json.loads(spaced)["metadata"]["settings"]["token"] is None
+    values = [row["value"] for row in json.loads(spaced)["table"] if row["method"] == "lrp"]
+    assert values != [row["value"] for row in document["table"] if row["method"] == "lrp"]
+
+
 def test_faithfulness_goes_through_every_block_by_default(tmp_path: Path) -> None:
     document = json.loads(
         good(*base("--faithfulness", "--methods", "gim", "--out", tmp_path, "--json"))
@@ -140,7 +151,8 @@ def test_a_file_without_samples_exits_with_0_and_the_reason(mode: str, tmp_path:
                 "--lengths 50,200": "--deletion and --faithfulness",
                 "--interest random": "--deletion and --faithfulness",
                 "--layers 1": "--faithfulness",
-                "--token x": "--faithfulness",
+                "--token x": "--deletion and --faithfulness",
+                "--sweep 5": "--deletion",
                 "--k 20": "--deletion",
             }.items()
         ),
@@ -149,6 +161,8 @@ def test_a_file_without_samples_exits_with_0_and_the_reason(mode: str, tmp_path:
             for option in ("--ties dense", "--keep-incorrect", "--special-tokens", "--whole-text")
         ),
         (["--deletion", "--not-contrastive"], "goes with the plain benchmark and --faithfulness"),
+        (["--deletion", "--token", " the"], "--token goes with --delete token"),
+        (["--deletion", "--sweep", "5;10"], "percents and commas"),
         (["--axes", "--embeddings", "token"], "--stability and --length, not with --axes"),
         (["--speed", "--batch-size", "3"], "--batch-size goes with"),
         (["--ablate", "gim", "--methods", "attnlrp"], "does not go with --ablate"),
@@ -168,6 +182,8 @@ def test_wrong_usage_exits_with_2(arguments: list[str], hint: str) -> None:
     [
         (["--faithfulness", "--layers", "9"], "layers must be different and of 0 to 3"),
         (["--faithfulness", "--token", " extraordinarily"], "name one token"),
+        (["--deletion", "--delete", "token", "--token", " extraordinarily"], "name one token"),
+        (["--deletion", "--sweep", "5,100"], "k must lie between 0 and 100 %"),
         (["--speed", "--methods", "occlusion"], "speed is measured for presets"),
         (["--self-repair", "--methods", "occlusion"], "unknown method 'occlusion'"),
         (["--self-repair", "--model", "demo-bert", "--backend", "bridge"], "softmax outside"),

@@ -21,7 +21,7 @@ def write_json(directory: Path, name: str, content: dict[str, Any]) -> Path:
     if directory.exists() and not directory.is_dir():
         raise InputError(f"{directory} is a file: give a directory to save into.")
     directory.mkdir(parents=True, exist_ok=True)
-    text = json.dumps({"format": FORMAT} | content, ensure_ascii=False, default=str)
+    text = json.dumps({"format": FORMAT} | content, ensure_ascii=False)
     write_whole(directory / name, text.encode())
     return directory
 

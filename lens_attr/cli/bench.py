@@ -35,6 +35,7 @@ def bench(
     batch_size: bench_options.BatchOption = 64,
     deletion: bench_options.DeletionOption = False,
     k: bench_options.KOption = 20.0,
+    sweep: bench_options.SweepOption = "5,10,20,50",
     unit: bench_options.UnitOption = "word",
     delete: bench_options.DeleteOption = "zero",
     lengths: bench_options.LengthsOption = None,
@@ -92,7 +93,15 @@ def bench(
         return
     settings: Settings | Deletion | Faithfulness
     if deletion:
-        settings = Deletion(k=k, unit=unit, delete=delete, embeddings=embeddings, seed=seed)
+        settings = Deletion(
+            k=k,
+            sweep=_percents(sweep),
+            unit=unit,
+            delete=delete,
+            token=token,
+            embeddings=embeddings,
+            seed=seed,
+        )
     elif faithfulness:
         settings = Faithfulness(
             token=token,
@@ -140,6 +149,13 @@ def _whole_numbers(flag: str, numbers: str | None) -> list[int]:
         return [int(one) for one in (numbers or "").split(",") if one.strip()]
     except ValueError as error:
         raise typer.BadParameter(f"{flag} must be whole numbers and commas.") from error
+
+
+def _percents(sweep: str) -> list[float]:
+    try:
+        return [float(one) for one in sweep.split(",")]
+    except ValueError as error:
+        raise typer.BadParameter("--sweep must be percents and commas.") from error
 
 
 def _layers(layers: str) -> list[int] | None:

@@ -29,12 +29,13 @@ TAKEN_BY: Mapping[str, tuple[str, ...]] = {
     "keep_incorrect": (PLAIN, "axes", "stability", "length"),
     "batch_size": (PLAIN, *(mode for mode in MODES if mode != "speed")),
     "k": ("deletion",),
+    "sweep": ("deletion",),
     "unit": ("deletion",),
     "delete": ("deletion",),
     "lengths": ("deletion", "faithfulness"),
     "interest": ("deletion", "faithfulness"),
     "interest_file": ("deletion", "faithfulness"),
-    "token": ("faithfulness",),
+    "token": ("deletion", "faithfulness"),
     "layers": ("faithfulness",),
     "pairs": ("stability",),
 }
@@ -81,6 +82,8 @@ def check(ctx: Context) -> None:
         raise typer.BadParameter(f"--ablate does not go with {flags[mode]}.")
     for name in given:
         _check_one(name, given, mode, {PLAIN: PLAIN, **flags})
+    if mode == "deletion" and "token" in given and ctx.params["delete"] != "token":
+        raise typer.BadParameter("--token goes with --delete token here.")
 
 
 def _check_one(name: str, given: list[str], mode: str, flags: Mapping[str, str]) -> None:

@@ -94,6 +94,10 @@ DeletionOption = Annotated[
     bool, typer.Option("--deletion", help="Delete the most relevant words instead.")
 ]
 KOption = Annotated[float, typer.Option("--k", help="Percent of words to delete, with --deletion.")]
+SweepOption = Annotated[
+    str,
+    typer.Option("--sweep", help="Percents over which AOPC averages, with --deletion."),
+]
 UnitOption = Annotated[
     Literal["word", "token"], typer.Option("--unit", help="What is deleted, with --deletion.")
 ]
@@ -125,7 +129,8 @@ TokenOption = Annotated[
     str | None,
     typer.Option(
         "--token",
-        help="What takes a token's place, with --faithfulness. Default: the space; BERT: the mask.",
+        help="What takes a token's place, with --faithfulness, and with --deletion --delete token. "
+        "Default: the space; BERT: the mask.",
         show_default=False,
     ),
 ]

@@ -26,7 +26,7 @@ from lens_attr.attribution.embeddings import Embeddings
 from lens_attr.errors import InputError, did_you_mean
 from lens_attr.evaluation.baselines import BASELINES
 from lens_attr.evaluation.intervals import mean_interval, mean_intervals
-from lens_attr.evaluation.predictions import by_length, padded, positions
+from lens_attr.evaluation.predictions import by_length, padded, positions, stand_in
 from lens_attr.evaluation.results import COLUMNS, BenchTable, interval_rows
 from lens_attr.evaluation.running import (
     BATCH,
@@ -41,7 +41,7 @@ from lens_attr.evaluation.running import (
 from lens_attr.evaluation.store import Store, sample_table
 from lens_attr.evaluation.tasks import Task, TokenSample, View, text_read, view
 from lens_attr.graph import ModelGraph, resolve
-from lens_attr.graph.tokens import continuation, pad_rows, pad_token_id, token_string
+from lens_attr.graph.tokens import pad_rows, pad_token_id, token_string
 from lens_attr.rules import RuleSet
 from lens_attr.targets import Logit
 
@@ -90,7 +90,8 @@ class Deletion:
         sweep: percents over which AOPC averages, and which the sweep figure shows.
         unit: what is ranked and deleted: ``"word"`` (the sum of its pieces) or ``"token"``.
         delete: see `Delete`.
-        token: what ``delete="token"`` puts in the place.
+        token: what ``delete="token"`` puts in the place; None: the space, for a masked model its
+            mask.
         embeddings: what methods explain, where they have the choice.
         seed: of the random baseline, the order of equal scores and the bootstrap.
     """
@@ -99,7 +100,7 @@ class Deletion:
     sweep: Sequence[float] = (5.0, 10.0, 20.0, 50.0)
     unit: Unit = "word"
     delete: Delete = "zero"
-    token: str = " "
+    token: str | None = None
     embeddings: Embeddings | None = None
     seed: int = 0
 
@@ -143,7 +144,8 @@ def bench_deletion(
         settings: how deletion is done.
 
     Raises:
-        InputError: unknown method or option, or ``out`` holds another run.
+        InputError: unknown method or option, a ``settings.token`` that is not one token, or ``out``
+            holds another run.
     """
     settings = settings or Deletion()
     graph = resolve(model)
@@ -151,6 +153,8 @@ def bench_deletion(
     each = [tasks] if isinstance(tasks, Task) else list(tasks)
     if n < 1 or batch_size < 1 or not each:
         raise InputError("deletion needs a task, and n and batch_size of at least 1.")
+    if settings.delete in ("pad", "token"):
+        _filler(graph, settings)  # refused now rather than after the first explanations
     cut = [task.first(n) for task in each]
     views = {task.name: view(graph, task, truth=False) for task in cut}
     used = {name: _long_enough(graph, one, settings) for name, one in views.items()}
@@ -295,10 +299,7 @@ def _without_columns(
 def _filler(graph: ModelGraph, settings: Deletion) -> int:
     if settings.delete == "pad":
         return pad_token_id(graph)
-    ids = continuation(graph, settings.token)
-    if len(ids) != 1:
-        raise InputError(f"{settings.token!r} is {len(ids)} tokens: give one to delete with.")
-    return ids[0]
+    return stand_in(graph, settings.token)
 
 
 def _probability(logits: Float[Tensor, "sample d_vocab"], ids: Sequence[int]) -> Probability:

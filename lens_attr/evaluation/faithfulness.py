@@ -31,7 +31,7 @@ from lens_attr.errors import InputError
 from lens_attr.evaluation.baselines import BASELINES
 from lens_attr.evaluation.deletion import kept_tokens, ranked, units
 from lens_attr.evaluation.intervals import mean_intervals
-from lens_attr.evaluation.predictions import by_length, logits_of, padded, positions
+from lens_attr.evaluation.predictions import by_length, logits_of, padded, positions, stand_in
 from lens_attr.evaluation.results import BenchTable, interval_rows
 from lens_attr.evaluation.running import (
     BATCH,
@@ -47,7 +47,7 @@ from lens_attr.evaluation.running import (
 from lens_attr.evaluation.store import Store
 from lens_attr.evaluation.tasks import Task, TokenSample, View, view
 from lens_attr.graph import ModelGraph, resolve
-from lens_attr.graph.tokens import continuation, token_string
+from lens_attr.graph.tokens import token_string
 from lens_attr.rules import RuleSet
 from lens_attr.targets import Logit, LogitDiff, Target
 
@@ -178,7 +178,7 @@ def bench_faithfulness(
     each = [tasks] if isinstance(tasks, Task) else list(tasks)
     if n < 1 or batch_size < 1 or not each:
         raise InputError("faithfulness needs a task, and n and batch_size of at least 1.")
-    filler, layers = _filler(graph, settings), _layers(graph, settings)
+    filler, layers = stand_in(graph, settings.token), _layers(graph, settings)
     views = {task.name: view(graph, task.first(n), truth=False) for task in each}
     metadata = metadata_of(graph, settings, options or {}, command) | {"mode": MODE}
     folder = None if out is None else Path(out)
@@ -223,27 +223,6 @@ def bench_faithfulness(
 
 
 # -------------------------------------------------------------------- what is explained
-
-
-def _filler(graph: ModelGraph, settings: Faithfulness) -> int:
-    """The id of what takes a token's place.
-
-    Raises:
-        InputError: it is not one token.
-    """
-    if settings.token is None and graph.is_masked_model:
-        return int(graph.tokenizer.mask_token_id)
-    string = " " if settings.token is None else settings.token
-    try:
-        ids = continuation(graph, string)
-    except InputError:
-        ids = graph.tokenizer(string, add_special_tokens=False)["input_ids"]
-    if len(ids) != 1:
-        raise InputError(
-            f"{string!r} is {len(ids)} tokens for this tokenizer: name one token that takes the "
-            "place of others (token=, or --token)."
-        )
-    return ids[0]
 
 
 def _layers(graph: ModelGraph, settings: Faithfulness) -> list[int]:

@@ -9,9 +9,10 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
+from lens_attr.errors import InputError
 from lens_attr.evaluation.tasks import TokenSample
 from lens_attr.graph import ModelGraph
-from lens_attr.graph.tokens import TokenBatch, pad_rows
+from lens_attr.graph.tokens import TokenBatch, continuation, pad_rows
 from lens_attr.targets import Logit, LogitDiff, Target
 
 
@@ -86,6 +87,27 @@ def _prediction(one: TokenSample, logits: Float[Tensor, " d_vocab"]) -> Predicti
     return Prediction(
         answer_logit, foil_logit, foil, int(logits.argmax()), answer_logit > foil_logit
     )
+
+
+def stand_in(graph: ModelGraph, token: str | None) -> int:
+    """The id of what takes a token's place; None: the space, for a masked model its mask.
+
+    Raises:
+        InputError: it is not one token.
+    """
+    if token is None and graph.is_masked_model:
+        return int(graph.tokenizer.mask_token_id)
+    string = " " if token is None else token
+    try:
+        ids = continuation(graph, string)
+    except InputError:
+        ids = graph.tokenizer(string, add_special_tokens=False)["input_ids"]
+    if len(ids) != 1:
+        raise InputError(
+            f"{string!r} is {len(ids)} tokens for this tokenizer: name one token that takes the "
+            "place of others (token=, or --token)."
+        )
+    return ids[0]
 
 
 def target_of(
