@@ -114,6 +114,10 @@ def test_deletion_reads_texts_and_cuts_them(tmp_path: Path) -> None:
     assert list(document["tasks"]) == ["sst2/5", "sst2/8"]
     assert {facts["used"] for facts in document["tasks"].values()} == {5}
     assert document["metadata"]["settings"]["k"] == 30.0
+    again = good(*base, *options, "--out", tmp_path / "b")
+    rows = again.partition("sst2 by length")[2].splitlines()
+    found = [row.split()[:2] for row in rows if row.startswith(("lrp ", "uniform "))]
+    assert found == [["uniform", "5"], ["uniform", "8"], ["lrp", "5"], ["lrp", "8"]]
     assert "words deleted" in (tmp_path / "b" / "report.html").read_text(encoding="utf-8")
 
 

@@ -16,6 +16,7 @@ from lens_attr.cli.bench_runs import (
     show_table,
 )
 from lens_attr.evaluation import (
+    BenchTable,
     Settings,
     Speed,
     Stability,
@@ -26,6 +27,7 @@ from lens_attr.evaluation import (
 )
 from lens_attr.evaluation.ablation import shown
 from lens_attr.evaluation.axes import JUDGED_BY
+from lens_attr.evaluation.results import rows_by_length
 from lens_attr.evaluation.speed import EXPLICIT, GRADIENT, operations
 from lens_attr.graph.precision import Float64Throughout
 from lens_attr.report import Section
@@ -36,7 +38,20 @@ FLOAT64 = "float64"
 
 def measure(request: Request, measured: Measured, as_json: bool) -> None:
     """Plausibility, deletion or faithfulness of the chosen methods."""
-    show_table(run(request, measured), request, as_json)
+    table = run(request, measured)
+    show_table(table, request, as_json, _by_length(table, measured.lengths))
+
+
+def _by_length(table: BenchTable, lengths: list[int]) -> list[Section]:
+    """Texts of different lengths under each other; one length alone has its table already."""
+    lengths = sorted(set(lengths))
+    if len(lengths) < 2:
+        return []
+    sources = dict.fromkeys(task.rpartition("/")[0] for task in table.tasks)
+    return [
+        Section(f"{source} by length", "", [rows_by_length(table, source, lengths)])
+        for source in sources
+    ]
 
 
 # ------------------------------------------------------------------------------- axes

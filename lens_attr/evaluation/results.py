@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import math
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -234,6 +234,16 @@ def shown_rows(table: BenchTable, task: str) -> pd.DataFrame:
         values = {title_of(m): _cell(cells[m]) if m in cells else "" for m in metrics}
         found.append({"method": method, **values, "n": max(r["n"] for r in cells.values())})
     return pd.DataFrame(found)
+
+
+def rows_by_length(table: BenchTable, source: str, lengths: Sequence[int]) -> pd.DataFrame:
+    """`shown_rows` of the tasks ``"source/length"`` as one table: a row per method and length."""
+    frames = [shown_rows(table, f"{source}/{length}") for length in lengths]
+    for length, frame in zip(lengths, frames, strict=True):
+        frame.insert(1, "tokens", length)
+    rows = pd.concat(frames, ignore_index=True)
+    places = {method: place for place, method in enumerate(dict.fromkeys(rows["method"]))}
+    return rows.sort_values("method", key=lambda names: names.map(places), kind="stable")
 
 
 def title_of(metric: str) -> str:
