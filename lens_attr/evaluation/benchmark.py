@@ -106,8 +106,7 @@ def bench(
         raise InputError(f"n and batch_size must be at least 1, got {n} and {batch_size}.")
     views = {task.name: view(graph, task) for task in tasks_of(tasks, n, settings.seed)}
     metadata = metadata_of(graph, settings, options or {}, command)
-    folder = None if out is None else Path(out)
-    store = Store(folder, fingerprint_of(metadata, views))
+    store = Store(out, fingerprint_of(metadata, views))
     predictions = {name: predict(graph, answered(one), batch_size) for name, one in views.items()}
     used = {name: _used(one, predictions[name], settings) for name, one in views.items()}
     with progress_bar(progress, len(chosen) * sum(map(len, used.values()))) as advance:
@@ -120,17 +119,11 @@ def bench(
             for name, method in chosen.items():
                 rows_of = partial(_explained, run, name, method, found, settings)
                 run.every_batch(task, name, samples, rows_of)
-    table = BenchTable(
-        rows=_rows(views, used, predictions, run.samples, settings.seed),
-        samples=run.samples,
-        refused=run.refused,
-        tasks={name: _facts(one, predictions[name], used[name]) for name, one in views.items()},
-        metadata={**metadata, "notes": run.shown_notes()},
+    return run.finish(
+        _rows(views, used, predictions, run.samples, settings.seed),
+        {name: _facts(one, predictions[name], used[name]) for name, one in views.items()},
+        metadata,
     )
-    if folder is not None:
-        table.save(folder)
-    run.warn()
-    return table
 
 
 # ------------------------------------------------------------------------- arguments

@@ -159,8 +159,7 @@ def bench_deletion(
     views = {task.name: view(graph, task, truth=False) for task in cut}
     used = {name: _long_enough(graph, one, settings) for name, one in views.items()}
     metadata = metadata_of(graph, settings, options or {}, command)
-    folder = None if out is None else Path(out)
-    store = Store(folder, fingerprint_of(metadata, views))
+    store = Store(out, fingerprint_of(metadata, views))
     everyone: dict[str, str | RuleSet | None] = {**dict.fromkeys(BASELINES), **chosen}
     with progress_bar(progress, len(everyone) * sum(map(len, used.values()))) as advance:
         run = Run(model, graph, store, options or {}, settings.embeddings, batch_size, advance)
@@ -170,21 +169,15 @@ def bench_deletion(
             for name, method in everyone.items():
                 rows_of = partial(_rows_of, run, name, method, tops, settings)
                 run.every_batch(task, name, samples, rows_of)
-    table = BenchTable(
-        rows=interval_rows(
+    return run.finish(
+        interval_rows(
             run.samples,
             lambda frame: mean_intervals(headline(frame, settings), settings.seed),
             views,
         ),
-        samples=run.samples,
-        refused=run.refused,
-        tasks={name: one.task.facts(one.dropped, len(used[name])) for name, one in views.items()},
-        metadata={**metadata, "notes": run.shown_notes()},
+        {name: one.task.facts(one.dropped, len(used[name])) for name, one in views.items()},
+        metadata,
     )
-    if folder is not None:
-        table.save(folder)
-    run.warn()
-    return table
 
 
 # ----------------------------------------------------------------------------- words

@@ -181,8 +181,7 @@ def bench_faithfulness(
     filler, layers = stand_in(graph, settings.token), _layers(graph, settings)
     views = {task.name: view(graph, task.first(n), truth=False) for task in each}
     metadata = metadata_of(graph, settings, options or {}, command) | {"mode": MODE}
-    folder = None if out is None else Path(out)
-    store = Store(folder, fingerprint_of(metadata, views))
+    store = Store(out, fingerprint_of(metadata, views))
     used, aims = {}, {}
     for name, one in views.items():
         aims[name] = _aims(graph, one.samples, settings, batch_size)
@@ -207,19 +206,13 @@ def bench_faithfulness(
                         _rows_of, run, method, everyone[method], aims[name], place, settings
                     )
                     run.every_batch(task, method, samples, rows_of)
-    table = BenchTable(
-        rows=interval_rows(
+    return run.finish(
+        interval_rows(
             run.samples, lambda frame: mean_intervals(headline(frame), settings.seed), facts
         ),
-        samples=run.samples,
-        refused=run.refused,
-        tasks=facts,
-        metadata={**metadata, "notes": run.shown_notes()},
+        facts,
+        metadata,
     )
-    if folder is not None:
-        table.save(folder)
-    run.warn()
-    return table
 
 
 # -------------------------------------------------------------------- what is explained

@@ -24,7 +24,7 @@ from lens_attr.errors import InputError, Notice, UnsupportedModelError, give_not
 from lens_attr.evaluation.baselines import BASELINES
 from lens_attr.evaluation.notes import Notes, merged, notes_of, shown, with_notes
 from lens_attr.evaluation.predictions import by_length, padded
-from lens_attr.evaluation.results import MODEL, SAMPLES
+from lens_attr.evaluation.results import MODEL, SAMPLES, BenchTable
 from lens_attr.evaluation.store import Store
 from lens_attr.evaluation.tasks import TokenSample, View
 from lens_attr.graph import ModelGraph
@@ -101,9 +101,23 @@ class Run:
         """Add to what the reader must know of a method."""
         self.notes[name] = merged([self.notes.get(name, {}), notes])
 
-    def shown_notes(self) -> list[str]:
-        """What the reader of the results must know, method by method."""
-        return [line for name, notes in self.notes.items() for line in shown(name, notes)]
+    def finish(
+        self, rows: pd.DataFrame, tasks: Mapping[str, Any], metadata: Mapping[str, Any]
+    ) -> BenchTable:
+        """Everything that was found, written where the samples are; its notes become warnings."""
+        notes = [line for name, notes in self.notes.items() for line in shown(name, notes)]
+        table = BenchTable(
+            rows=rows,
+            samples=self.samples,
+            refused=self.refused,
+            tasks=tasks,
+            metadata={**metadata, "notes": notes},
+        )
+        if self.store.folder is not None:
+            table.save(self.store.folder)
+        for note in notes:
+            give_notice(note)
+        return table
 
     def attribute(
         self,
@@ -140,11 +154,6 @@ class Run:
         aware = not isinstance(method, str) or MethodTable()[method].target_aware
         values = result.target_value.double().tolist() if aware else [np.nan] * len(batch)
         return [result.real_tokens(i).double().numpy() for i in range(len(batch))], values
-
-    def warn(self) -> None:
-        """Say once what the reader of the results must know."""
-        for note in self.shown_notes():
-            give_notice(note)
 
     def _options(self, name: str, method: str | RuleSet) -> dict[str, Any]:
         """The method's options, with the embeddings asked for where it can choose."""

@@ -127,10 +127,9 @@ def bench_speed(
     samples = {name: answered(one) for name, one in views.items()}
     where = machine(graph.device)
     metadata = metadata_of(graph, settings, {}, command) | {"mode": MODE, "machine": where}
-    folder = None if out is None else Path(out)
-    store = Store(folder, {**fingerprint_of(metadata, views), "machine": where})
+    store = Store(out, {**fingerprint_of(metadata, views), "machine": where})
     refused, explicit, difference = _explicit(graph, exact, samples)
-    metadata |= {"difference": difference, "notes": []}
+    metadata |= {"difference": difference}
     timer = _Timer(graph, model, settings, explicit)
     with progress_bar(progress, sum(map(len, samples.values()))) as advance:
         run = Run(model, graph, store, {}, None, AT_A_TIME, advance, refused=refused)
@@ -139,16 +138,11 @@ def bench_speed(
             run.every_batch(task, TIMES, mine, partial(timer.rows, found))
             run.samples |= _split(task, run.samples.pop((task, TIMES)), list(timer.ways))
             run.samples[task, SAMPLES] = _described(graph, mine, found)
-    table = BenchTable(
-        rows=interval_rows(run.samples, partial(_intervals, settings.seed), views),
-        samples=run.samples,
-        refused=refused,
-        tasks={name: _facts(one, metadata) for name, one in views.items()},
-        metadata=metadata,
+    return run.finish(
+        interval_rows(run.samples, partial(_intervals, settings.seed), views),
+        {name: _facts(one, metadata) for name, one in views.items()},
+        metadata,
     )
-    if folder is not None:
-        table.save(folder)
-    return table
 
 
 # -------------------------------------------------------------------------- the proof

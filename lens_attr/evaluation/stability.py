@@ -121,8 +121,7 @@ def bench_stability(
         plan(graph, one, views, batch_size=batch_size, **rest) for one in _pairs(tasks, n, settings)
     ]
     metadata = metadata_of(graph, settings, options or {}, command) | {COMPARED_AS: MEASURES}
-    folder = None if out is None else Path(out)
-    store = Store(folder, fingerprint_of(metadata, views))
+    store = Store(out, fingerprint_of(metadata, views))
     everyone: dict[str, str | RuleSet | None] = {**dict.fromkeys(BASELINES), **chosen}
     total = len(everyone) * sum(one.explanations for one in plans)
     with progress_bar(progress, total) as advance:
@@ -130,17 +129,11 @@ def bench_stability(
         for one in plans:
             _run(run, one, everyone, settings)
     facts = {edit.name: edit.facts for one in plans for edit in one.edits}
-    table = BenchTable(
-        rows=interval_rows(run.samples, partial(_intervals, settings.seed), facts),
-        samples=run.samples,
-        refused=run.refused,
-        tasks=facts,
-        metadata={**metadata, "notes": run.shown_notes()},
+    return run.finish(
+        interval_rows(run.samples, partial(_intervals, settings.seed), facts),
+        facts,
+        metadata,
     )
-    if folder is not None:
-        table.save(folder)
-    run.warn()
-    return table
 
 
 def _pairs(tasks: Any, n: int, settings: Stability) -> list[Pairs]:

@@ -27,20 +27,20 @@ class Store:
     carry (`notes.with_notes`) stay with them.
     """
 
-    def __init__(self, folder: Path | None, run: Mapping[str, Any]) -> None:
+    def __init__(self, out: str | Path | None, run: Mapping[str, Any]) -> None:
         """Start or resume.
 
         Args:
-            folder: where; None keeps everything in memory.
+            out: the folder; None keeps everything in memory.
             run: everything that determines the results, apart from the methods.
 
         Raises:
             InputError: the folder holds another run, or is a file.
         """
-        self._folder = folder
+        self.folder = None if out is None else Path(out)
         self._memory: dict[tuple[str, str], list[pd.DataFrame]] = {}
-        if folder is not None:
-            _claim(folder, run)
+        if self.folder is not None:
+            _claim(self.folder, run)
 
     def read(self, task: str, method: str) -> pd.DataFrame:
         """What is there, in the order of the samples.
@@ -49,8 +49,8 @@ class Store:
             SavedResultError: a file is no parquet.
         """
         frames = list(self._memory.get((task, method), []))
-        if self._folder is not None:
-            frames += [_read(path) for path in self._files(self._folder, task, method)]
+        if self.folder is not None:
+            frames += [_read(path) for path in self._files(self.folder, task, method)]
         if not frames:
             return sample_table([])
         whole = pd.concat(frames, ignore_index=True).drop_duplicates("sample")
@@ -59,19 +59,19 @@ class Store:
 
     def add(self, task: str, method: str, rows: pd.DataFrame) -> None:
         """Keep the rows of one batch."""
-        if self._folder is None:
+        if self.folder is None:
             self._memory.setdefault((task, method), []).append(rows)
             return
-        parts = self._parts(self._folder, task, method)
+        parts = self._parts(self.folder, task, method)
         parts.mkdir(parents=True, exist_ok=True)
         _write(rows, parts / f"{int(rows['sample'].iloc[0]):09d}.parquet")
 
     def close(self, task: str, method: str) -> pd.DataFrame:
         """The complete table, which becomes one file."""
         whole = self.read(task, method)
-        if self._folder is not None:
-            _write(whole, self._whole(self._folder, task, method))
-            shutil.rmtree(self._parts(self._folder, task, method), ignore_errors=True)
+        if self.folder is not None:
+            _write(whole, self._whole(self.folder, task, method))
+            shutil.rmtree(self._parts(self.folder, task, method), ignore_errors=True)
         return whole
 
     def _files(self, folder: Path, task: str, method: str) -> list[Path]:

@@ -136,9 +136,8 @@ def bench_self_repair(
     views = {task.name: view(graph, task.first(n), truth=False) for task in each}
     samples = {name: answered(one) for name, one in views.items()}
     metadata = metadata_of(graph, settings, {}, command)
-    metadata |= {"mode": MODE, COMPARED_AS: dict.fromkeys(METRICS, 1.0), "notes": []}
-    folder = None if out is None else Path(out)
-    store = Store(folder, fingerprint_of(metadata, views))
+    metadata |= {"mode": MODE, COMPARED_AS: dict.fromkeys(METRICS, 1.0)}
+    store = Store(out, fingerprint_of(metadata, views))
     results: dict[str, SelfRepair] = {}
     with progress_bar(progress, sum(map(len, samples.values()))) as advance:
         run = Run(model, graph, store, {}, None, 1, advance)
@@ -150,14 +149,11 @@ def bench_self_repair(
             results[task] = _joined(ablations, names, graph, settings)
             run.samples |= _per_method(task, results[task])
             run.samples[task, SAMPLES] = _described(graph, mine, found)
-    table = BenchTable(
-        rows=interval_rows(run.samples, partial(_intervals, settings.seed), views),
-        samples=run.samples,
-        tasks={name: _facts(one, results[name]) for name, one in views.items()},
-        metadata=metadata,
+    table = run.finish(
+        interval_rows(run.samples, partial(_intervals, settings.seed), views),
+        {name: _facts(one, results[name]) for name, one in views.items()},
+        metadata,
     )
-    if folder is not None:
-        table.save(folder)
     return SelfRepairRun(table, results)
 
 
