@@ -105,7 +105,7 @@ class Run:
         self, rows: pd.DataFrame, tasks: Mapping[str, Any], metadata: Mapping[str, Any]
     ) -> BenchTable:
         """Everything that was found, written where the samples are; its notes become warnings."""
-        notes = [line for name, notes in self.notes.items() for line in shown(name, notes)]
+        notes = [line for name, own in self.notes.items() for line in shown(name, own)]
         table = BenchTable(
             rows=rows,
             samples=self.samples,
