@@ -209,6 +209,7 @@ def test_no_command_shows_the_help() -> None:
         ["attribute", TEXT, "--method", ","],
         ["heads", TEXT, "--method", "lrp,gim"],
         ["check", "demo-llama", "--model", "demo-bert"],
+        ["check", "demo-llama", "--model", "demo-gpt2"],
         ["prune", "--data", "there/is/no/such.jsonl"],
         ["prune", "--task", "sva", "--methods", "attnlrp,lrp,attnlrp"],
         ["attribute", TEXT, "--method", "gim", "--method", "gim"],

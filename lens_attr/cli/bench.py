@@ -15,7 +15,7 @@ if TYPE_CHECKING:
 
 
 def bench(
-    ctx: bench_checks.Context,
+    ctx: options.Context,
     model: options.ModelOption = options.DEMO_MODEL,
     task: bench_options.TaskOption = None,
     methods: bench_options.MethodsOption = ["all"],  # noqa: B006  (typer copies it)

@@ -3,15 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import TYPE_CHECKING
 
 import typer
 
-if TYPE_CHECKING:
-    from typer import Context
-else:
-    Context = typer.Context.__base__
-    """What typer really hands over: a context of click, and it brings a click of its own."""
+from lens_attr.cli.options import Context, is_given
 
 PLAIN = "the plain benchmark"
 MODES = ("axes", "deletion", "faithfulness", "speed", "self_repair", "stability", "length")
@@ -67,7 +62,7 @@ def check(ctx: Context) -> None:
         typer.BadParameter: names the option and what it goes with.
     """
     flags = {str(one.name): one.opts[0] for one in ctx.command.params}
-    given = [name for name in flags if _is_given(ctx, name)]
+    given = [name for name in flags if is_given(ctx, name)]
     modes = [mode for mode in MODES if ctx.params[mode]]
     if "compare" in given:
         for name in given:
@@ -98,8 +93,3 @@ def _check_one(name: str, given: list[str], mode: str, flags: Mapping[str, str])
     for first, second in EITHER:
         if name == first and second in given:
             raise typer.BadParameter(f"{flags[first]} does not go with {flags[second]}.")
-
-
-def _is_given(ctx: Context, name: str) -> bool:
-    source = ctx.get_parameter_source(name)
-    return source is not None and source.name == "COMMANDLINE"

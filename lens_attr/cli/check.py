@@ -23,6 +23,7 @@ RulesOption = Annotated[
 
 
 def check(
+    ctx: options.Context,
     named: ModelArgument = None,
     model: options.ModelOption = options.DEMO_MODEL,
     rules: RulesOption = "attnlrp",
@@ -41,8 +42,8 @@ def check(
     """
     import lens_attr as la
 
-    if named is not None and model not in (named, options.DEMO_MODEL):
-        raise typer.BadParameter(f"{named} or {model}: name one model.")
+    if named not in (None, model) and options.is_given(ctx, "model"):
+        raise typer.BadParameter(f"{named} and --model {model}: name the model once.")
     model = named or model
     if rules not in la.rules.PRESETS:
         raise InputError(f"unknown rules {rules!r}; {did_you_mean(rules, la.rules.PRESETS)}")

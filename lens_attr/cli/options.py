@@ -14,8 +14,12 @@ import typer
 
 if TYPE_CHECKING:
     import pandas as pd
+    from typer import Context
 
     from lens_attr.targets import Target
+else:
+    Context = typer.Context.__base__
+    """What typer really hands over: a context of click, and it brings a click of its own."""
 
 Backend = Literal["auto", "hooked", "bridge"]
 Embeddings = Literal["full", "token"]
@@ -82,6 +86,12 @@ DeviceOption = Annotated[
         "--device", help="cpu or cuda; default: the GPU if there is one.", show_default=False
     ),
 ]
+
+
+def is_given(ctx: Context, name: str) -> bool:
+    """Whether a parameter stands on the command line."""
+    source = ctx.get_parameter_source(name)
+    return source is not None and source.name == "COMMANDLINE"
 
 
 def _one_method(name: str) -> str:
