@@ -347,7 +347,7 @@ def test_a_circuit_survives_saving(tmp_path: Any) -> None:
     assert again.to_pandas().equals(circuit.to_pandas())
     assert dict(again.metadata) == dict(circuit.metadata)
     (tmp_path / "c" / "circuit.json").write_text('{"format": 1, "wiring": {}}')
-    with pytest.raises(la.SavedResultError, match="no Circuit"):
+    with pytest.raises(la.SavedResultError, match="no saved Circuit"):
         Circuit.load(tmp_path / "c")
     (tmp_path / "c" / "circuit.json").write_text('{"format": 7}')
     with pytest.raises(la.SavedResultError, match="format"):
