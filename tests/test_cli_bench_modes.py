@@ -74,6 +74,18 @@ def test_faithfulness_reads_texts_and_its_settings(tmp_path: Path) -> None:
     assert "replaced by ' the'" in " ".join(document["tasks"]["sst2"]["remarks"])
 
 
+def test_faithfulness_of_several_lengths_ends_with_a_row_for_each(tmp_path: Path) -> None:
+    """Of the tokens; every block before which the stream is replaced has a table of its own."""
+    lines = [f"{s.text}{s.answer}{s.suffix}\t1" for s in generate("sva", 30)]
+    data = write(tmp_path / "sst2.tsv", "sentence\tlabel", *lines)
+    flags = ["--lengths", "5,8", "--layers", "0,2", "--methods", "lrp", "--n", "4"]
+    shown = good("bench", "--faithfulness", "--data", data, "--task", "sst2", *flags,
+                 "--out", tmp_path / "o")  # fmt: skip
+    rows = shown.partition("sst2 by length")[2].splitlines()
+    found = [row.split()[:2] for row in rows if row.startswith("lrp ")]
+    assert found == [["lrp", "5"], ["lrp", "8"]] and "sst2/8/layer 2" in shown
+
+
 def test_deletion_reads_its_token_and_its_sweep(tmp_path: Path) -> None:
     flags = ["--delete", "token", "--token", " the", "--sweep", "10,30", "--methods", "lrp"]
     document = json.loads(good(*base("--deletion", *flags, "--out", tmp_path / "o", "--json")))

@@ -16,7 +16,6 @@ from lens_attr.cli.bench_runs import (
     show_table,
 )
 from lens_attr.evaluation import (
-    BenchTable,
     Settings,
     Speed,
     Stability,
@@ -39,19 +38,14 @@ FLOAT64 = "float64"
 def measure(request: Request, measured: Measured, as_json: bool) -> None:
     """Plausibility, deletion or faithfulness of the chosen methods."""
     table = run(request, measured)
-    show_table(table, request, as_json, _by_length(table, measured.lengths))
-
-
-def _by_length(table: BenchTable, lengths: list[int]) -> list[Section]:
-    """Texts of different lengths under each other; one length alone has its table already."""
-    lengths = sorted(set(lengths))
-    if len(lengths) < 2:
-        return []
-    sources = dict.fromkeys(task.rpartition("/")[0] for task in table.tasks)
-    return [
-        Section(f"{source} by length", "", [rows_by_length(table, source, lengths)])
-        for source in sources
+    lengths = sorted(set(measured.lengths))
+    # One length alone has its table already.
+    several = request.tasks if len(lengths) > 1 else []
+    sections = [
+        Section(f"{task.name} by length", "", [rows_by_length(table, task.name, lengths)])
+        for task in several
     ]
+    show_table(table, request, as_json, sections)
 
 
 # ------------------------------------------------------------------------------- axes
