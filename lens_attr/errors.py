@@ -79,6 +79,15 @@ def checked_count(name: str, value: Any, least: int = 1, most: int = 10**9) -> i
     return int(value)
 
 
+def checked_optional_count(name: str, value: Any) -> int | None:
+    """`checked_count`, where None leaves the choice to the library.
+
+    Raises:
+        InputError: naming the option.
+    """
+    return None if value is None else checked_count(name, value)
+
+
 WRAPPERS = ("lens_attr", "torch", "jaxtyping", "beartype")
 """Packages whose frames stand between a user's line and the notice it causes."""
 

@@ -24,7 +24,7 @@ from lens_attr.attribution.relevance import Relevance
 from lens_attr.errors import (
     InputError,
     UnsupportedModelError,
-    checked_count,
+    checked_optional_count,
     did_you_mean,
     give_notice,
 )
@@ -108,7 +108,7 @@ def attribute(
     """
     graph = resolve(model)
     _check_target(target)
-    batch_size = batch_size if batch_size is None else checked_count("batch_size", batch_size)
+    batch_size = checked_optional_count("batch_size", batch_size)
     chosen = {"embeddings": embeddings, "baseline": baseline, "record": _places(record)}
     options |= {name: value for name, value in chosen.items() if value is not None}
     explainer = _explainer(method, options)

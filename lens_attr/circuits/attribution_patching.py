@@ -20,11 +20,10 @@ from lens_attr.circuits.aligned import (
     real_tokens,
     refuse_lengths,
 )
-from lens_attr.circuits.checks import checked_batch_size
 from lens_attr.circuits.edges import EdgeMethod, rules_of
 from lens_attr.circuits.node_results import NodeScores
 from lens_attr.circuits.reading import read_gradients
-from lens_attr.errors import InputError, UnsupportedModelError, did_you_mean
+from lens_attr.errors import InputError, UnsupportedModelError, checked_optional_count, did_you_mean
 from lens_attr.graph import ModelGraph, Point, Role, resolve
 from lens_attr.graph.tokens import Text, TokenBatch
 from lens_attr.rules import RuleSet
@@ -86,7 +85,7 @@ def node_scores(
     """
     graph = resolve(model)
     rules, n_steps, name = rules_of(method, steps, switches)
-    batch_size = checked_batch_size(batch_size)
+    batch_size = checked_optional_count("batch_size", batch_size)
     points = _points(graph, unit, qk_fix)
     pairs = aligned(graph, clean, corrupted, target)
     if per_position:

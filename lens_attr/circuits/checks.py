@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
-from lens_attr.errors import InputError, checked_count, did_you_mean
+from lens_attr.errors import InputError, did_you_mean
 from lens_attr.targets import Target
 
 
@@ -17,15 +17,6 @@ def check_choice(name: str, value: str, known: Sequence[str]) -> None:
     """
     if value not in known:
         raise InputError(f"unknown {name} {value!r}; {did_you_mean(str(value), known)}")
-
-
-def checked_batch_size(batch_size: object) -> int | None:
-    """None, or a whole number of at least 1 as a Python int.
-
-    Raises:
-        InputError: ...
-    """
-    return None if batch_size is None else checked_count("batch_size", batch_size)
 
 
 def check_kind(name: str, value: object, kind: type, way_out: str) -> None:

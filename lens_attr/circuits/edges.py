@@ -14,7 +14,6 @@ from torch import Tensor
 
 from lens_attr.attribution.scoring import refuse_non_finite
 from lens_attr.circuits.aligned import Aligned, aligned, refuse_lengths
-from lens_attr.circuits.checks import checked_batch_size
 from lens_attr.circuits.edge_scores import EdgeScores
 from lens_attr.circuits.reading import ReadGradients, read_gradients
 from lens_attr.circuits.stream import (
@@ -27,7 +26,13 @@ from lens_attr.circuits.stream import (
     outputs_of,
     refuse_unexplained,
 )
-from lens_attr.errors import InputError, RuleConflictError, checked_count, did_you_mean
+from lens_attr.errors import (
+    InputError,
+    RuleConflictError,
+    checked_count,
+    checked_optional_count,
+    did_you_mean,
+)
 from lens_attr.graph import Point, resolve
 from lens_attr.graph.tokens import Text
 from lens_attr.rules import FreezeNorm, RuleSet, preset
@@ -96,7 +101,7 @@ def edge_scores(
     """
     graph = resolve(model)
     rules, n_steps, name = rules_of(method, steps, switches)
-    batch_size = checked_batch_size(batch_size)
+    batch_size = checked_optional_count("batch_size", batch_size)
     parts = anatomy(graph)
     factors = _norm_factors(parts, rules)
     pairs = aligned(graph, clean, corrupted, target)

@@ -12,7 +12,7 @@ from jaxtyping import Float
 
 from lens_attr.attribution.scoring import target_value
 from lens_attr.circuits.aligned import Aligned, aligned
-from lens_attr.circuits.checks import check_kind, check_kinds, checked_batch_size
+from lens_attr.circuits.checks import check_kind, check_kinds
 from lens_attr.circuits.circuit import Circuit
 from lens_attr.circuits.circuit_run import patched_edges
 from lens_attr.circuits.edge_scores import EdgeScores, Ordering
@@ -25,7 +25,7 @@ from lens_attr.circuits.faithfulness_results import (
 )
 from lens_attr.circuits.stream import Anatomy, anatomy, outputs_of
 from lens_attr.circuits.wiring import Wiring
-from lens_attr.errors import InputError, did_you_mean
+from lens_attr.errors import InputError, checked_optional_count, did_you_mean
 from lens_attr.graph import resolve
 from lens_attr.graph.tokens import Text
 from lens_attr.targets import Target
@@ -67,7 +67,7 @@ def evaluate(
     """
     check_kind("circuit", circuit, Circuit, "la.circuits.extract(scores, n) makes one")
     graph = resolve(model)
-    batch_size = checked_batch_size(batch_size)
+    batch_size = checked_optional_count("batch_size", batch_size)
     parts = anatomy(graph)
     _check_wiring(parts, circuit.wiring)
     pairs = aligned(graph, clean, corrupted, target)

@@ -23,13 +23,13 @@ from lens_attr.circuits.aligned import (
     refuse_misaligned,
     settled,
 )
-from lens_attr.circuits.checks import check_choice, check_target, checked_batch_size
+from lens_attr.circuits.checks import check_choice, check_target
 from lens_attr.circuits.patch_result import PatchResult
 from lens_attr.circuits.progress import bar
 from lens_attr.circuits.replacement import Fill, Replacement, activations, keep
 from lens_attr.circuits.scoring import Scorer
 from lens_attr.circuits.units import points_of
-from lens_attr.errors import InputError, UnsupportedModelError, give_notice
+from lens_attr.errors import InputError, UnsupportedModelError, checked_optional_count, give_notice
 from lens_attr.graph import ModelGraph, Role, resolve
 from lens_attr.graph.partial import (
     Unpadded,
@@ -140,7 +140,7 @@ def patch(
         ("source", source, get_args(Source)),
     ):
         check_choice(name, value, known)
-    batch_size = checked_batch_size(batch_size)
+    batch_size = checked_optional_count("batch_size", batch_size)
     graph = resolve(model)
     layout = LAYOUTS[unit]
     _refuse(graph, unit, mode, source, corrupted)

@@ -11,14 +11,14 @@ from jaxtyping import Bool, Float
 from torch import Tensor
 
 from lens_attr.circuits.ablation import Ablator
-from lens_attr.circuits.checks import check_choice, check_kind, check_kinds, checked_batch_size
+from lens_attr.circuits.checks import check_choice, check_kind, check_kinds
 from lens_attr.circuits.data import Data, contrastive_inputs_of
 from lens_attr.circuits.heads import random_ranking
 from lens_attr.circuits.progress import bar
 from lens_attr.circuits.replacement import Ablation
 from lens_attr.circuits.results import Head, PruningComparison, PruningCurve, Ranking
 from lens_attr.circuits.units import per_layer
-from lens_attr.errors import InputError, checked_count
+from lens_attr.errors import InputError, checked_optional_count
 from lens_attr.graph import ModelGraph, resolve
 from lens_attr.graph.tokens import tokenize
 
@@ -121,8 +121,8 @@ def _curves(
     """One curve per ranking, everything evaluated together."""
     check_choice("order", order, get_args(Order))
     check_choice("ablation", ablation, get_args(Ablation))
-    batch_size = checked_batch_size(batch_size)
-    steps = None if steps is None else checked_count("steps", steps)
+    batch_size = checked_optional_count("batch_size", batch_size)
+    steps = checked_optional_count("steps", steps)
     graph = resolve(model)
     for ranking in rankings:
         _check_shape(graph, ranking)

@@ -183,7 +183,7 @@ def check_options(
     if replace not in get_args(Replace):
         raise InputError(f"unknown replace {replace!r}; {did_you_mean(replace, get_args(Replace))}")
     check_thresholds(thresholds)
-    batch_size = checked_count("batch_size", batch_size)
+    checked_count("batch_size", batch_size)
     if max_keys < 2:
         raise InputError(f"max_keys must be at least 2 to form pairs, got {max_keys}.")
     if not graph.attention_in_graph:
