@@ -3,7 +3,10 @@
 Writes ``results/benchmarks.md`` and ``.json`` beside this file (or into ``--out``), section by
 section as they end, each with the machine and the versions it ran on. Sections that stand there
 already stay until they are measured again on that version of TransformerLens; quick runs are
-written with ``--out`` only. Run it on an idle machine, or with ``--clock cpu --threads 1``.
+written with ``--out`` only. Run it on an idle machine, or with ``--clock cpu --threads 1``. Where
+page faults are dear (in a virtual machine), have glibc keep the memory that it once got, or they
+fall on one candidate or another: ``MALLOC_MMAP_MAX_=0 MALLOC_TRIM_THRESHOLD_=100000000000``. The
+sections that read the resident set (long, runs) want its usual ways.
 """
 
 from __future__ import annotations
@@ -137,12 +140,13 @@ def _chapter(section: Section) -> list[str]:
     where = section["machine"]
     versions = ", ".join(f"{name} {version}" for name, version in where["versions"].items())
     quick = " --quick" * section["quick"]
+    allocator = "".join(f"{name}={value} " for name, value in where.get("allocator", {}).items())
     return [
         f"## {title} (transformer-lens {where['versions']['transformer-lens']})",
         "",
         *_paragraphs(explained.__doc__),
         "",
-        f"`python -m benchmarks{quick} --only {section['name']}`, {where['date']}: "
+        f"`{allocator}python -m benchmarks{quick} --only {section['name']}`, {where['date']}: "
         f"{where.get('gpu', where['cpu'])}, threads: {where['threads']}, {where['dtype']}, "
         f"{where['clock']}-clock seconds, Python {where['python']}; {versions}.",
         "",

@@ -7,6 +7,7 @@ run by run. On a GPU every reading of the clock waits for the device first.
 from __future__ import annotations
 
 import importlib.metadata
+import os
 import platform
 import tempfile
 import time
@@ -131,11 +132,15 @@ def table(rows: list[Row]) -> str:
 def interleaved(
     calls: Mapping[str, Callable[[], float]], runs: int, warm_up: bool = True
 ) -> dict[str, list[float]]:
-    """What every call returns, in turn, after one run of each that does not count."""
+    """What every call returns, in turn, after one run of each that does not count.
+
+    Every second run goes through them backwards: what one leaves behind in caches and on the heap
+    falls on both its neighbours.
+    """
     found: dict[str, list[float]] = {name: [] for name in calls}
     for run in range(-int(warm_up), runs):
-        for name, call in calls.items():
-            value = call()
+        for name in list(calls)[:: -1 if run % 2 else 1]:
+            value = calls[name]()
             if run >= 0:
                 found[name].append(value)
     return found
@@ -287,6 +292,7 @@ def machine(options: Options) -> dict[str, Any]:
         **hardware(torch.device(options.device)),
         "clock": options.clock,
         "dtype": "float32",
+        "allocator": {name: os.environ[name] for name in sorted(os.environ) if "MALLOC" in name},
         "python": platform.python_version(),
         "versions": {"lens_attr": la.__version__}
         | {name: importlib.metadata.version(name) for name in libraries},

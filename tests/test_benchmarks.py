@@ -87,15 +87,15 @@ def test_ratios_are_taken_run_by_run() -> None:
     assert cells["ratio"] == "2.00 (1.75 to 3.00)" and cells["aim"] == "at most 1.90"
 
 
-def test_candidates_take_turns_after_a_round_that_does_not_count() -> None:
+def test_candidates_take_turns_there_and_back_after_a_round_that_does_not_count() -> None:
     order: list[str] = []
 
     def call(name: str) -> Any:
         return lambda: order.append(name) or float(len(order))
 
     found = harness.interleaved({"a": call("a"), "b": call("b")}, runs=2)
-    assert order == ["a", "b"] * 3
-    assert found == {"a": [3.0, 5.0], "b": [4.0, 6.0]}
+    assert order == ["b", "a", "a", "b", "b", "a"]
+    assert found == {"a": [3.0, 6.0], "b": [4.0, 5.0]}
 
 
 def test_on_a_gpu_the_clock_waits_for_the_device(monkeypatch: pytest.MonkeyPatch) -> None:

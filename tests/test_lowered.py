@@ -13,6 +13,7 @@ import tiny
 import torch
 from test_rules import supported
 from tiny import EXACT, error, explain
+from torch import Tensor
 
 import lens_attr as la
 from lens_attr.graph import resolve
@@ -48,15 +49,19 @@ def test_factors_and_identity_rule_are_bitwise_the_same(family: str, preset: str
 
 
 class Operations(torch.utils._python_dispatch.TorchDispatchMode):
-    """Counts the operations that torch runs."""
+    """Counts the operations that torch runs, and apart those that make something square."""
 
     def __init__(self) -> None:
         super().__init__()
         self.counts: Counter[str] = Counter()
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        self.counts[func.overloadpacket.__name__] += 1
-        return func(*args, **(kwargs or {}))
+        name = func.overloadpacket.__name__
+        self.counts[name] += 1
+        made = func(*args, **(kwargs or {}))
+        if isinstance(made, Tensor) and made.ndim == 4 and made.shape[-1] == made.shape[-2]:
+            self.counts[f"{name} of [batch, head, query, key]"] += 1
+        return made
 
 
 def operations(preset: str, family: str = "gpt2", **options: Any) -> Counter[str]:
@@ -94,6 +99,41 @@ def test_a_constant_gate_is_not_multiplied_back() -> None:
     """Queries, keys and gate: three of the seven matrices of a Llama layer."""
     lrp, true = operations("lrp", "llama"), operations("gradient_x_input", "llama")
     assert true["mm"] - lrp["mm"] == 3 * resolve(tiny.model("llama", "bridge")).n_layers
+
+
+def test_a_gate_that_a_rule_replaces_is_not_differentiated() -> None:
+    attnlrp, true = operations("attnlrp", "llama"), operations("gradient_x_input", "llama")
+    assert true["silu_backward"] == resolve(tiny.model("llama", "bridge")).n_layers
+    assert attnlrp["silu_backward"] == 0
+    assert attnlrp["mm"] == true["mm"]
+
+
+def test_the_factor_of_a_pattern_multiplies_queries_and_keys_which_are_smaller() -> None:
+    square = "mul of [batch, head, query, key]"
+    attnlrp, hooks = operations("attnlrp"), operations("attnlrp", **BACKWARD_HOOKS)
+    assert attnlrp[square] == operations("gradient_x_input")[square]
+    assert hooks[square] == attnlrp[square] + resolve(tiny.model("gpt2", "bridge")).n_layers
+
+
+def gradient_at(name: str, model: Any, rules: la.RuleSet, ids: Tensor) -> Tensor:
+    """What a backward hook of yours reads there during a call."""
+    seen: list[Tensor] = []
+    with model.hooks(bwd_hooks=[(name, lambda grad, hook: seen.append(grad.clone()))]):
+        explain(model, rules, ids)
+    (grad,) = seen
+    return grad
+
+
+@pytest.mark.parametrize("where", ["q", "attn_scores", "pattern"])
+def test_a_hook_of_yours_sees_the_factor_where_the_rule_says_that_it_acts(where: str) -> None:
+    """AttnLRP halves what arrives at z, and what leaves the pattern."""
+    for backend in tiny.BACKENDS:
+        model, ids = tiny.model("gpt2", backend, EXACT), tiny.token_ids("gpt2")
+        halved, whole = (
+            gradient_at(f"blocks.1.attn.hook_{where}", model, rules, ids)
+            for rules in (la.rules.attnlrp(), la.rules.attnlrp(pattern=1.0))
+        )
+        assert error(halved * (1.0 if where == "pattern" else 2.0), whole) <= 1e-12
 
 
 def test_a_hook_of_yours_behind_the_pattern_still_fires() -> None:

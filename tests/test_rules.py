@@ -23,6 +23,7 @@ from lens_attr.graph import ModelGraph, resolve
 from lens_attr.graph.points import HookedPoint
 from lens_attr.rules import PRESETS, RuleSet, attention
 from lens_attr.rules.attention import before_softmax_backward, tempered_jacobian
+from lens_attr.rules.session import Session
 
 BOTH = tiny.on_backends(["gpt2", "llama"])
 EVERY = tiny.on_backends(tiny.FAMILIES)
@@ -38,10 +39,21 @@ def supported(family: str, backend: str, preset: str) -> bool:
     return (family, backend, preset) != ("bert", "bridge", "gim")
 
 
-def placed(family: str, backend: str, preset: str, lowered: bool = True) -> list[str]:
+def placed(family: str, backend: str, preset: str) -> list[str]:
     """The hook points of a preset, in the form that `la.attribute` installs."""
     graph = resolve(tiny.model(family, backend, EXACT))
-    return list(PRESETS[preset]().placements(graph, lowered=lowered))
+    return list(PRESETS[preset]().placements(graph, lowered=True))
+
+
+def attached(graph: ModelGraph, preset: str, lowered: bool) -> list[str]:
+    """The hook points where `la.attribute` attaches something for a preset."""
+    names: dict[str, None] = {}
+    with pytest.MonkeyPatch.context() as patch, pytest.raises(la.RuleNotAppliedError):
+        for method in ("on_forward", "on_backward"):
+            patch.setattr(HookedPoint, method, lambda point, *rest: names.setdefault(point.name))
+        with Session(graph, PRESETS[preset](), strict=True, lowered=lowered):
+            pass  # no forward runs, so no rule acts
+    return list(names)
 
 
 @cache
@@ -132,7 +144,10 @@ def test_a_hook_that_never_fires_is_an_error(
     case: tuple[str, str], method: str, record: tuple[str, ...], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     model = tiny.model(*case)
-    for silent in placed(*case, method, lowered=not record):
+    graph = resolve(model)
+    points = attached(graph, method, lowered=not record)
+    assert len(points) >= len(PRESETS[method]().placements(graph))
+    for silent in points:
         with monkeypatch.context() as patch:
             patch.setattr(HookedPoint, "on_forward", deaf_at(silent, HookedPoint.on_forward))
             patch.setattr(HookedPoint, "on_backward", deaf_at(silent, HookedPoint.on_backward))

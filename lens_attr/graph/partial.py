@@ -124,7 +124,7 @@ def _from(graph: ModelGraph, stream: Tensor, layer: int, one_row: Tensor) -> Ten
     """A forward with as little as possible below ``layer``."""
     if graph.backend == "HookedTransformer":
         real = torch.ones((1, stream.shape[1]), dtype=torch.long, device=stream.device)
-        return graph.model(stream, start_at_layer=layer, attention_mask=real)
+        return graph.run(stream, start_at_layer=layer, attention_mask=real)
     with ExitStack() as stack:
         for point in (point for below in range(layer) for point in graph.branches(below)):
             point.on_forward(lambda activation: activation[:, :1], stack)

@@ -99,7 +99,7 @@ class TemperedSoftmax(Rule):
             values=(scores,),
             grads=(pattern,),
             replaces=True,
-            bypasses=True,
+            bypasses="all",
         )
 
 

@@ -7,7 +7,7 @@ from abc import ABC, abstractmethod
 from collections.abc import Callable, Collection, Iterable, Iterator
 from dataclasses import dataclass, fields, replace
 from fnmatch import fnmatchcase
-from typing import TYPE_CHECKING, Any, ClassVar
+from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
 from torch import Tensor
 
@@ -147,8 +147,9 @@ class Placement:
         grads: points whose outgoing gradient it reads (they lie later in the forward pass).
         replaces: the transform ignores the gradient it is given, so it must come first there.
         factor: what it multiplies the gradient by, if that is all it does.
-        bypasses: the operation from ``point`` to ``grads[0]`` reads nothing else, so its own
-            backward can be left out (see `lens_attr.rules.lowered`).
+        bypasses: what of the operation from ``point`` to ``grads[0]`` need not be differentiated
+            (see `lens_attr.rules.lowered`): ``"all"``, where it reads nothing but ``point``, or
+            the ``"branch"`` that begins there.
         lowered: another form with the same result that is cheaper to install.
     """
 
@@ -158,7 +159,7 @@ class Placement:
     grads: tuple[Point, ...] = ()
     replaces: bool = False
     factor: float | None = None
-    bypasses: bool = False
+    bypasses: Literal["all", "branch"] | None = None
     lowered: Placement | None = None
 
 

@@ -7,7 +7,7 @@ a rule replaces. Backward hooks are the definition; tests hold the two forms equ
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from contextlib import ExitStack
 from functools import partial
 from typing import TYPE_CHECKING, Any
@@ -28,17 +28,21 @@ def install_lowered(graph: ModelGraph, hooks: list[PointHook], stack: ExitStack)
     hook stands at the point it would go around.
     """
     by_name = {hook.point.name: hook for hook in hooks}
-    around = {hook.point.name: hook for hook in hooks if _goes_around(hook)}
-    after = {_operation_end(hook): hook for hook in around.values()}
-    may_cut = _cuts(graph, by_name)
+    unobserved = _Unobserved(graph, hooks)
+    cut = {name for name, hook in by_name.items() if unobserved.cuts(hook)}
+    around = {name for name, hook in by_name.items() if name not in cut and _goes_around(hook)}
+    after = {_operation_end(by_name[name]): by_name[name] for name in around}
     for name, hook in by_name.items():
         if name in around:
             continue
         if name in after:
             _bypass(after[name], hook, stack)
-        else:
-            node = partial(insert_node, backward=partial(_changed, hook))
-            hook.point.on_forward(_Inserter(hook, hook.cut if may_cut(hook) else node), stack)
+            continue
+        node = partial(insert_node, backward=partial(_changed, hook))
+        points = unobserved.factors_at(hook)
+        hook.calls_per_backward = len(points)
+        for point in points:
+            point.on_forward(_Inserter(hook, hook.cut if name in cut else node), stack)
 
 
 def read_gradient(activation: Tensor, read: Callable[[Tensor], None]) -> Tensor | None:
@@ -57,7 +61,8 @@ def insert_node(activation: Tensor, backward: Callable[[Tensor], Tensor]) -> Any
 
 
 def _goes_around(hook: PointHook) -> bool:
-    return bool(hook.placed) and hook.placed[0][1].bypasses and not hook.point.watched
+    bypasses = hook.placed[0][1].bypasses if hook.placed else None
+    return bypasses is not None and not hook.point.watched
 
 
 def _operation_end(hook: PointHook) -> str:
@@ -77,15 +82,24 @@ class _Inserter:
 
 
 def _bypass(before: PointHook, after: PointHook, stack: ExitStack) -> None:
-    """Join the points around an operation by a node of ours."""
+    """Join the points around an operation by a node of ours.
+
+    Where the operation reads more than ``before`` (a gate multiplies something), what it reads of
+    ``before`` is cut off and the rest keeps its gradient.
+    """
     sources: list[Tensor] = []
+    alone = before.placed[0][1].bypasses == "all"
+
+    def leave(activation: Tensor) -> Tensor | None:
+        sources.append(activation)
+        return None if alone else activation.detach()
 
     def join(activation: Tensor) -> Any:
         if not sources:  # the start never fired: its hook stays silent, which raises
             return None
-        return _Bypass.apply(sources.pop(), activation, before, after)
+        return _Bypass.apply(sources.pop(), activation, before, after, alone)
 
-    before.point.on_forward(_Inserter(before, sources.append), stack)
+    before.point.on_forward(_Inserter(before, leave), stack)
     after.point.on_forward(_Inserter(after, join), stack)
 
 
@@ -105,23 +119,29 @@ class _Node(torch.autograd.Function):
 class _Bypass(torch.autograd.Function):
     """What an operation made of ``before``, with the rules of both ends as its backward.
 
-    ``after`` stays connected, or hooks that read the gradient there would never fire, but gets
-    no gradient, so that autograd walks through the operation without computing anything.
+    ``after`` stays connected, or hooks that read the gradient there would never fire. If the
+    operation reads ``before`` alone, it gets no gradient, so that autograd walks through the
+    operation without computing anything.
     """
 
     @staticmethod
     def forward(
-        ctx: Any, before: Tensor, after: Tensor, hook_before: PointHook, hook_after: PointHook
+        ctx: Any,
+        before: Tensor,
+        after: Tensor,
+        hook_before: PointHook,
+        hook_after: PointHook,
+        alone: bool,
     ) -> Tensor:
-        ctx.hooks = hook_after, hook_before
+        ctx.hooks = hook_before, hook_after
+        ctx.alone = alone
         return after.view_as(after)
 
     @staticmethod
     def backward(ctx: Any, *grads: Tensor) -> Any:
-        (grad,) = grads
-        for hook in ctx.hooks:
-            grad = _changed(hook, grad)
-        return grad, None, None, None
+        hook_before, hook_after = ctx.hooks
+        at_end = _changed(hook_after, *grads)
+        return _changed(hook_before, at_end), None if ctx.alone else at_end, None, None, None
 
 
 def _changed(hook: PointHook, grad: Tensor) -> Tensor:
@@ -129,24 +149,38 @@ def _changed(hook: PointHook, grad: Tensor) -> Tensor:
     return grad if result is None else result
 
 
-def _cuts(graph: ModelGraph, ours: dict[str, PointHook]) -> Callable[[PointHook], bool]:
-    """Where a zero gradient need not be computed, since no hook waits for it there or behind."""
-    forks = {point.name for point in graph.points("norm_scale")}
-    if graph.points("mlp_up"):
-        forks |= {point.name for point in graph.points("mlp_pre")}
-    patterns = {point.name: point for point in graph.points("pattern")}
+class _Unobserved:
+    """What nobody looks at may be computed otherwise, or not at all."""
 
-    places = {hook.point.place for hook in ours.values()}
+    def __init__(self, graph: ModelGraph, ours: Sequence[PointHook]) -> None:
+        self.graph = graph
+        self.places = {hook.point.place for hook in ours}
+        self.patterns = {point.name for point in graph.points("pattern")}
+        self.forks = {point.name for point in graph.points("norm_scale")}
+        if graph.points("mlp_up"):
+            self.forks |= {point.name for point in graph.points("mlp_pre")}
 
-    def waits(point: Point) -> bool:
-        return point.place in places or point.watched
-
-    def may_cut(hook: PointHook) -> bool:
-        name = hook.point.name
+    def cuts(self, hook: PointHook) -> bool:
+        """Whether the gradient there is zero and need not be computed."""
         if not hook.is_zero or hook.point.watched:
             return False
-        if name in patterns:
-            return not any(waits(point) for point in graph.behind_pattern(patterns[name]))
-        return name in forks
+        return hook.point.name in self.forks or self._behind_pattern(hook.point)
 
-    return may_cut
+    def factors_at(self, hook: PointHook) -> list[Point]:
+        """Where the hook acts: a factor of the pattern at q and k instead, which are smaller.
+
+        Scores are linear in each of them, and so is the derivative of the softmax in its gradient.
+        """
+        only_factors = all(placement.factor for _, placement in hook.placed)
+        movable = only_factors and not hook.is_read and not hook.point.watched
+        if not (movable and self._behind_pattern(hook.point)):
+            return [hook.point]
+        sides = [*self.graph.points("q"), *self.graph.points("k")]
+        return [point for point in sides if point.layer == hook.point.layer]
+
+    def _behind_pattern(self, point: Point) -> bool:
+        """Whether it is a pattern, and no hook waits for a gradient that comes through it."""
+        return point.name in self.patterns and not any(
+            behind.place in self.places or behind.watched
+            for behind in self.graph.behind_pattern(point)
+        )

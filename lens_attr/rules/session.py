@@ -36,7 +36,8 @@ class PointHook:
         self.placed = placed
         self.tape = tape
         self.session = session
-        self.fired = 0
+        self.calls = 0
+        self.calls_per_backward = 1
         self.is_cut = False
         self.is_read = False
 
@@ -45,7 +46,7 @@ class PointHook:
             self.session.refuse_if_closed(self.point)
             if self.session.suspended:
                 return None
-        self.fired += 1
+        self.calls += 1
         result = grad
         for rule, placement in self.placed:
             result = placement.transform(result, self.tape)
@@ -59,6 +60,11 @@ class PointHook:
         return result if self.placed else None
 
     @property
+    def fired(self) -> int:
+        """How many backwards it acted in; once where it was cut."""
+        return int(self.is_cut) or self.calls // self.calls_per_backward
+
+    @property
     def is_zero(self) -> bool:
         """Whether the gradient leaving the point is zero whatever arrives, and nobody reads it."""
         factors = [placement.factor for _, placement in self.placed]
@@ -67,12 +73,11 @@ class PointHook:
     def cut(self, activation: Tensor) -> Tensor:
         """The activation as a constant: its gradient is zero, and nobody computes it."""
         self.is_cut = True
-        self.clear_count()
         return activation.detach()
 
     def clear_count(self) -> None:
-        """Count from zero; a cut counts once, for every backward of its forward."""
-        self.fired = int(self.is_cut)
+        """Count from zero."""
+        self.calls = 0
 
 
 def _refuse_no_gradient(rule: Rule, point: Point, result: Any, grad: Tensor) -> None:
@@ -249,13 +254,13 @@ class Session:
         self._entered = True
         self._suspend_outer()
         self._guard()
+        for point in values:
+            point.on_forward(partial(self._record, point), self._stack)
         if self.lowered:
             install_lowered(self.graph, self.hooks, self._stack)
         else:
             for hook in self.hooks:
                 hook.point.on_backward(hook, self._stack)
-        for point in values:
-            point.on_forward(partial(self._record, point), self._stack)
         if not self.strict:
             self._watch_forwards()
 
