@@ -10,6 +10,7 @@ from typing import Any
 
 import pytest
 import small
+import tiny
 import torch
 
 from benchmarks import __main__ as command
@@ -54,10 +55,31 @@ def test_presets_are_measured_in_every_way_against_the_gradient() -> None:
             "backward, nothing recorded",
             "backward",
             "end to end",
+            "products of matrices, end to end",
         }
         assert all(row.against for row in mine) or name == "gradient"
     aims = {row.aim for row in rows if row.what == "gim: end to end"}
     assert aims == {1.05, presets.BY_HAND_AIM}
+
+
+def test_products_of_matrices_are_counted_and_nothing_else() -> None:
+    with presets.Products() as run:
+        torch.ones(3, 4) @ torch.ones(4, 5) + torch.ones(3, 5)
+    assert run.operations == 2 * 3 * 4 * 5
+    model, ids = tiny.model("gpt2", "bridge"), tiny.token_ids("gpt2")
+    gradient, attnlrp, lrp = (
+        presets.products_of(model, ids, name) for name in ("gradient", "attnlrp", "lrp")
+    )
+    assert gradient == attnlrp > lrp
+
+
+def test_the_page_says_under_which_allocator_settings_it_was_measured(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setenv("MALLOC_TRIM_THRESHOLD_", "7")
+    section = {"name": "startup", "machine": harness.machine(Options()), "quick": False}
+    page = command.page({"one": section | {"rows": [], "error": ""}})
+    assert "`MALLOC_TRIM_THRESHOLD_=7 python -m benchmarks --only startup`" in page
 
 
 def test_the_plan_has_every_setting_that_was_asked_for() -> None:

@@ -39,9 +39,10 @@ def logits_from(
 
 
 def _is_lens(module: nn.Module, name: str) -> bool:
-    """Whether it is TransformerLens's own class of that name."""
+    """Whether it is TransformerLens's own class of that name, and runs its own forward."""
     cls = type(module)
-    return cls.__name__ == name and cls.__module__.startswith("transformer_lens.")
+    own = cls.__name__ == name and cls.__module__.startswith("transformer_lens.")
+    return own and "forward" not in vars(module)
 
 
 def _has_hooks(module: nn.Module) -> bool:
