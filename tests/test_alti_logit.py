@@ -352,7 +352,7 @@ def test_nothing_is_left_on_the_model(case: tuple[str, str]) -> None:
     with pytest.raises(la.InputError):
         explain(model, "alti_logit", IDS, target=la.LogProb(12))
     graph = resolve(model)
-    assert all(not p.own_hooks() for p in graph.every_point())
+    assert all(not p.own_hooks() for p in graph.every_point)
     assert all(not point.fwd_hooks for point in model.hook_dict.values())
     with torch.no_grad():
         assert model(IDS).equal(before)

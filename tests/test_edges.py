@@ -363,7 +363,7 @@ def test_what_is_refused() -> None:
     refuse('a path of 5 steps.*method="eap_ig"', "w5", "w6", TARGET, "eap", steps=5)
     refuse("has no switch 'temprature'", "w5", "w6", TARGET, "gim", temprature=3)
     with small.untyped():
-        refuse("target must be a target", "w5", "w6", " w7")
+        refuse("target must be la", "w5", "w6", " w7")
     refuse("batch_size", "w5", "w6", TARGET, batch_size=0)
     refuse("same number of tokens", ["w5 w6", "w7"], ["w6 w6", "w8"], TARGET, per_position=True)
     refuse("go with a method's name", "w5", "w6", TARGET, la.rules.gim(), temperature=3.0)

@@ -261,7 +261,7 @@ def test_what_is_refused() -> None:
             run(heads=[])
         with pytest.raises(la.InputError, match=r"batch_size must be a whole number .* got None"):
             run(batch_size=None)
-        with pytest.raises(la.InputError, match=r"target must be a target such as .* ' are'"):
+        with pytest.raises(la.InputError, match=r"target must be la\.Logit, .* write la\.Logit\("):
             self_repair(model, IDS, " are")  # type: ignore[arg-type]
     with pytest.raises(la.InputError, match="same name"):
         run(methods=["gim", "gim"])

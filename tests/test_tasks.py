@@ -13,11 +13,13 @@ import torch
 from transformers import AutoTokenizer, BertTokenizer, GPT2Tokenizer
 
 import lens_attr as la
+from lens_attr import evaluation
 from lens_attr.errors import InputError
 from lens_attr.evaluation import tasks
 from lens_attr.evaluation.tasks.edits import same_rivals
 from lens_attr.graph import ModelGraph, resolve
 from lens_attr.graph.tokens import character_spans, encode_prompt
+from lens_attr.runs import bench_self_repair
 from lens_attr.types import Sample
 
 DEMO = ("demo-gpt2", "demo-llama", "demo-bert")
@@ -257,3 +259,40 @@ def test_an_answer_without_a_foil_competes_with_the_vocabulary(graphs: dict[str,
 
 def test_a_smaller_task_is_the_start_of_a_larger_one() -> None:
     assert tasks.built_in("ra", 5).samples == tasks.built_in("ra", 9).samples[:5]
+
+
+# --- what every measure takes
+
+MEASURES = {
+    "plausibility": evaluation.bench,
+    "deletion": evaluation.bench_deletion,
+    "faithfulness": evaluation.bench_faithfulness,
+    "stability": evaluation.bench_stability,
+    "speed": evaluation.bench_speed,
+    "self-repair": bench_self_repair,
+}
+TWICE = [tasks.built_in("sva", 2), tasks.built_in("sva", 2, seed=1)]
+
+
+@pytest.mark.parametrize("measure", MEASURES)
+@pytest.mark.parametrize(
+    ("given", "message"),
+    [
+        ({"tasks": TWICE}, r"of different names, got \['sva', 'sva'\]"),
+        ({"tasks": []}, "one or more"),
+        ({"tasks": "svv"}, "no built-in task; did you mean 'sva'"),
+        ({"tasks": "sva", "n": 0}, "n must be a whole number of at least 1, got 0"),
+    ],
+    ids=["one name twice", "none", "unknown", "no sample"],
+)
+def test_every_measure_refuses_tasks_that_it_would_lose(
+    measure: str, given: dict[str, Any], message: str
+) -> None:
+    model = tiny.model("gpt2", "bridge")
+    with pytest.raises(la.InputError, match=message):
+        MEASURES[measure](model, **given)
+
+
+def test_every_measure_takes_tasks_by_name() -> None:
+    (named,), made = tasks.tasks_of("sva", 3, 1), tasks.built_in("sva", 3, 1)
+    assert (named.name, named.samples) == (made.name, made.samples)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import importlib.metadata
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
@@ -11,7 +10,6 @@ import torch
 from jaxtyping import Bool, Int
 from torch import Tensor
 
-from lens_attr._version import __version__
 from lens_attr.attribution.comparison import Comparison
 from lens_attr.attribution.embeddings import Baseline, Embeddings
 from lens_attr.attribution.explainer import Explained, Explainer
@@ -39,7 +37,8 @@ from lens_attr.graph.tokens import (
     unknown_words,
 )
 from lens_attr.rules import RuleSet
-from lens_attr.targets import Resolved, Target
+from lens_attr.targets import Resolved, Target, refuse_no_target
+from lens_attr.versions import versions
 
 COMPARED = ("gradient_x_input", "lrp", "attnlrp", "gim")
 """What `compare` compares unless told otherwise."""
@@ -198,11 +197,7 @@ def prefix_exact(method: str | RuleSet, options: Mapping[str, Any]) -> bool:
 def _check_target(target: Any) -> None:
     several = isinstance(target, Sequence) and not isinstance(target, str)
     for one in target if several else [] if target is None else [target]:
-        if not isinstance(one, Target):
-            raise InputError(
-                f"target must be la.Logit, la.LogitDiff, la.LogProb, la.TopLogit or la.Metric, or "
-                f"a list of them, got {type(one).__name__}: write la.Logit({one!r})."
-            )
+        refuse_no_target(one, or_several=True)
     if several and not target:
         raise InputError("the list of targets is empty.")
 
@@ -344,7 +339,6 @@ def _assemble(
 
 
 def _metadata(graph: ModelGraph, explainer: Explainer, part: Explained) -> dict[str, Any]:
-    libraries = ("torch", "transformer-lens", "transformers")
     return {
         "model": graph.describe(),
         "loaded_from": origin(graph),
@@ -353,6 +347,5 @@ def _metadata(graph: ModelGraph, explainer: Explainer, part: Explained) -> dict[
         "device": str(graph.device),
         "threads": torch.get_num_threads(),
         "prepend_bos": bool(getattr(graph.cfg, "default_prepend_bos", False)),
-        "versions": {"lens_attr": __version__}
-        | {name: importlib.metadata.version(name) for name in libraries},
+        "versions": versions(),
     }

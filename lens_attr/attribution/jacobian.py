@@ -56,7 +56,7 @@ def at_once(
     rows, length = shape
     device = graph.device.type
     enough = rows * length >= TOKENS_ALONE.get(device, inf)
-    if own or enough or any(point.watched for point in graph.every_point()):
+    if own or enough or any(point.watched for point in graph.every_point):
         return 1
     budget = MEMORY_AT_ONCE.get(device, MEMORY_AT_ONCE["cpu"])
     return max(1, budget // bytes_of_backward(graph, rows, length))

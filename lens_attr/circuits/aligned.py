@@ -12,11 +12,10 @@ from rich.progress import track
 from torch import Tensor
 
 from lens_attr.attribution.scoring import target_value
-from lens_attr.circuits.checks import check_target
 from lens_attr.errors import InputError, give_notice
 from lens_attr.graph import ModelGraph
 from lens_attr.graph.tokens import Text, TokenBatch, str_tokens, tokenize, unknown_words
-from lens_attr.targets import Resolved, Target
+from lens_attr.targets import Resolved, Target, refuse_no_target
 
 
 @dataclass(frozen=True)
@@ -75,7 +74,7 @@ def aligned(graph: ModelGraph, clean: Text, corrupted: Text, target: Target) -> 
     Raises:
         InputError: not a target, different numbers of examples, or of tokens in an example.
     """
-    check_target(target)
+    refuse_no_target(target)
     good, bad = tokenize(graph, clean), tokenize(graph, corrupted)
     refuse_misaligned(good, bad)
     resolved = noting_equal_pairs(settled(graph, good, target.resolve(graph, good)), good, bad)

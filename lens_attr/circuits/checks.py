@@ -6,7 +6,6 @@ from collections.abc import Sequence
 from typing import Any
 
 from lens_attr.errors import InputError, did_you_mean
-from lens_attr.targets import Target
 
 
 def check_choice(name: str, value: str, known: Sequence[str]) -> None:
@@ -83,16 +82,3 @@ def check_same(name: str, what: str, explained: Sequence[Any], measured: Sequenc
 def _shown(value: Any) -> str:
     """Tokens as the text they are."""
     return repr("".join(value)) if isinstance(value, list | tuple) else repr(value)
-
-
-def check_target(target: object) -> None:
-    """Refuse what is no target.
-
-    Raises:
-        InputError: ...
-    """
-    if not isinstance(target, Target):
-        raise InputError(
-            "target must be a target such as la.LogitDiff(' are', ' is'), got "
-            f"{type(target).__name__} {target!r}."
-        )

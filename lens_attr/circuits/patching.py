@@ -3,7 +3,6 @@ Meng et al. 2022; conventions of ``transformer_lens.patching``)."""
 
 from __future__ import annotations
 
-import importlib.metadata
 import math
 from collections.abc import Callable, Sequence
 from contextlib import ExitStack
@@ -15,7 +14,6 @@ import torch
 from jaxtyping import Bool, Float
 from torch import Tensor
 
-from lens_attr._version import __version__
 from lens_attr.circuits.aligned import (
     noting_equal_pairs,
     real_positions,
@@ -23,7 +21,7 @@ from lens_attr.circuits.aligned import (
     refuse_misaligned,
     settled,
 )
-from lens_attr.circuits.checks import check_choice, check_target
+from lens_attr.circuits.checks import check_choice
 from lens_attr.circuits.patch_result import PatchResult
 from lens_attr.circuits.progress import bar
 from lens_attr.circuits.replacement import Fill, Replacement, activations, keep
@@ -40,7 +38,8 @@ from lens_attr.graph.partial import (
     without_padding,
 )
 from lens_attr.graph.tokens import Text, TokenBatch, tokenize
-from lens_attr.targets import Resolved, Target
+from lens_attr.targets import Resolved, Target, refuse_no_target
+from lens_attr.versions import versions
 
 PatchUnit = Literal["head", "attn_out", "mlp_out", "resid", "q", "k", "v", "pattern"]
 Mode = Literal["denoise", "noise"]
@@ -173,13 +172,11 @@ def patch(
 
 
 def _metadata(graph: ModelGraph, target: Resolved, seed: int) -> dict[str, Any]:
-    libraries = ("torch", "transformer-lens", "transformers")
     return {
         "model": graph.describe(),
         "seed": seed,
         "notices": list(target.notices),
-        "versions": {"lens_attr": __version__}
-        | {name: importlib.metadata.version(name) for name in libraries},
+        "versions": versions(),
     }
 
 
@@ -206,7 +203,7 @@ def _runs(
     graph: ModelGraph, clean: Text, corrupted: Text | None, target: Target, mode: Mode
 ) -> tuple[TokenBatch, TokenBatch | None, Resolved]:
     """The run that is patched, the other one, and the target."""
-    check_target(target)
+    refuse_no_target(target)
     first = tokenize(graph, clean)
     copies = target.copies(first)
     first = first.rows([0] * copies) if copies != 1 else first

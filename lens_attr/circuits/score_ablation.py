@@ -24,14 +24,13 @@ from torch import Tensor
 
 from lens_attr.attribution.scoring import target_value
 from lens_attr.circuits.aligned import announce, settled
-from lens_attr.circuits.checks import check_target
 from lens_attr.circuits.reading import read_gradients
 from lens_attr.circuits.self_repair_results import THRESHOLDS, SelfRepair, check_thresholds
 from lens_attr.errors import InputError, UnsupportedModelError, checked_count, did_you_mean
 from lens_attr.graph import ModelGraph, resolve
 from lens_attr.graph.tokens import Text, TokenBatch, str_tokens, tokenize
 from lens_attr.rules import PRESETS, RuleSet, preset
-from lens_attr.targets import Resolved, Target
+from lens_attr.targets import Resolved, Target, refuse_no_target
 
 Replace = Literal["mean", "-inf"]
 Queries = Sequence[int] | Literal["explained", "all"]
@@ -112,7 +111,7 @@ def self_repair(
         UnsupportedModelError: the softmax is computed outside the autograd graph.
     """
     graph = resolve(model)
-    check_target(target)
+    refuse_no_target(target)
     rules = check_options(graph, methods, replace, thresholds, max_keys, batch_size)
     batch = tokenize(graph, text)
     resolved = settled(graph, batch, target.resolve(graph, batch))

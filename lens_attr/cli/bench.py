@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any, Literal, TypeVar
 
 import typer
 
@@ -95,7 +95,7 @@ def bench(
     if deletion:
         settings = Deletion(
             k=k,
-            sweep=_percents(sweep),
+            sweep=_numbers("--sweep", sweep, float, "percents"),
             unit=unit,
             delete=delete,
             token=token,
@@ -114,9 +114,8 @@ def bench(
         settings = Settings(
             against, special_tokens, whole_text, embeddings, ties, keep_incorrect, seed
         )
-    measured = bench_runs.Measured(
-        settings, _whole_numbers("--lengths", lengths), interest_file or interest
-    )
+    sizes = [] if lengths is None else _numbers("--lengths", lengths, int, "whole numbers")
+    measured = bench_runs.Measured(settings, sizes, interest_file or interest)
     if length:
         bench_modes.length(request, measured, as_json)
     elif axes:
@@ -144,25 +143,22 @@ def _published(path: Path | None) -> list[Published]:
     return [] if path is None else read_published(path)
 
 
-def _whole_numbers(flag: str, numbers: str | None) -> list[int]:
-    try:
-        return [int(one) for one in (numbers or "").split(",") if one.strip()]
-    except ValueError as error:
-        raise typer.BadParameter(f"{flag} must be whole numbers and commas.") from error
+Number = TypeVar("Number", int, float)
 
 
-def _percents(sweep: str) -> list[float]:
+def _numbers(flag: str, given: str, number: type[Number], called: str) -> list[Number]:
+    """At least one, separated by commas."""
     try:
-        return [float(one) for one in sweep.split(",")]
+        return [number(one) for one in given.split(",")]
     except ValueError as error:
-        raise typer.BadParameter("--sweep must be percents and commas.") from error
+        raise typer.BadParameter(f"{flag} must be {called} and commas.") from error
 
 
 def _layers(layers: str) -> list[int] | None:
     """None for all."""
     if layers in ("all", "none"):
         return None if layers == "all" else []
-    return _whole_numbers("--layers", layers)
+    return _numbers("--layers", layers, int, "whole numbers")
 
 
 def _tasks(

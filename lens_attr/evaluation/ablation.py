@@ -17,7 +17,7 @@ import pandas as pd
 from lens_attr import display
 from lens_attr.display import Glance, Shown
 from lens_attr.errors import InputError, did_you_mean
-from lens_attr.evaluation.benchmark import Settings, Tasks, bench
+from lens_attr.evaluation.benchmark import Settings, bench
 from lens_attr.evaluation.comparing import values_of
 from lens_attr.evaluation.deletion import Deletion, bench_deletion
 from lens_attr.evaluation.faithfulness import Faithfulness, bench_faithfulness
@@ -25,6 +25,7 @@ from lens_attr.evaluation.intervals import mean_interval, paired_test
 from lens_attr.evaluation.results import PERCENT, BenchTable, title_of
 from lens_attr.evaluation.running import BATCH
 from lens_attr.evaluation.store import write_text
+from lens_attr.evaluation.tasks import Tasks
 from lens_attr.rules import RuleSet
 from lens_attr.rules.presets import SWITCHES, Switches
 
@@ -271,7 +272,7 @@ def ablate(
     Args:
         model: a TransformerLens model.
         preset: ``"gim"`` or another of ``la.rules.PRESETS``.
-        tasks: as the measure takes them; names of built-in tasks for plausibility.
+        tasks: names of built-in tasks, or `tasks.Task` objects.
         measure: `bench`, `bench_deletion` or `bench_faithfulness`.
         temperatures: of the softmax gradient.
         n: samples of each task.

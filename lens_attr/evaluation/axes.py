@@ -13,7 +13,7 @@ from lens_attr import display
 from lens_attr.attribution import MethodTable
 from lens_attr.display import Glance, Shown
 from lens_attr.errors import InputError
-from lens_attr.evaluation.benchmark import Settings, Tasks, bench
+from lens_attr.evaluation.benchmark import Settings, bench
 from lens_attr.evaluation.comparing import (
     COMPARED,
     Claim,
@@ -31,7 +31,7 @@ from lens_attr.evaluation.running import (
     methods_by_name,
 )
 from lens_attr.evaluation.store import write_text
-from lens_attr.evaluation.tasks import Task
+from lens_attr.evaluation.tasks import Task, Tasks
 from lens_attr.rules import RuleSet
 
 if TYPE_CHECKING:

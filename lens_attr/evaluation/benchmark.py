@@ -14,7 +14,7 @@ from jaxtyping import Bool, Float
 from numpy.typing import NDArray
 
 from lens_attr.attribution.embeddings import Embeddings
-from lens_attr.errors import InputError
+from lens_attr.errors import InputError, checked_count
 from lens_attr.evaluation.baselines import BASELINES
 from lens_attr.evaluation.intervals import Interval, mean_interval, mean_intervals, ratio_interval
 from lens_attr.evaluation.plausibility import Ties, conservation_gap, plausibility
@@ -31,12 +31,10 @@ from lens_attr.evaluation.running import (
     progress_bar,
 )
 from lens_attr.evaluation.store import Store, sample_table
-from lens_attr.evaluation.tasks import Task, TokenSample, View, built_in, view
+from lens_attr.evaluation.tasks import Tasks, TokenSample, View, tasks_of, view
 from lens_attr.graph import ModelGraph, resolve
 from lens_attr.graph.tokens import token_string
 from lens_attr.rules import RuleSet
-
-Tasks = str | Task | Sequence[str | Task]
 
 MEASURES = ("pg", "mrr", "rma", "pta")
 FLAGS = ("degenerate", "no_positive_mass")
@@ -102,8 +100,7 @@ def bench(
     settings = settings or Settings()
     graph = resolve(model)
     chosen = methods_by_name(methods)
-    if n < 1 or batch_size < 1:
-        raise InputError(f"n and batch_size must be at least 1, got {n} and {batch_size}.")
+    batch_size = checked_count("batch_size", batch_size)
     views = {task.name: view(graph, task) for task in tasks_of(tasks, n, settings.seed)}
     metadata = metadata_of(graph, settings, options or {}, command)
     store = Store(out, fingerprint_of(metadata, views))
@@ -127,20 +124,6 @@ def bench(
 
 
 # ------------------------------------------------------------------------- arguments
-
-
-def tasks_of(tasks: Tasks, n: int, seed: int) -> list[Task]:
-    """The first ``n`` samples of each task; names become built-in tasks.
-
-    Raises:
-        InputError: no task, or two of one name.
-    """
-    each = [tasks] if isinstance(tasks, (str, Task)) else list(tasks)
-    found = [built_in(task, n, seed) if isinstance(task, str) else task.first(n) for task in each]
-    names = [task.name for task in found]
-    if not names or len(set(names)) < len(names):
-        raise InputError(f"tasks must be one or more of different names, got {names}.")
-    return found
 
 
 # --------------------------------------------------------------------------- samples

@@ -12,10 +12,10 @@ import numpy as np
 import pandas as pd
 
 from lens_attr.errors import InputError
-from lens_attr.evaluation.benchmark import Settings, Tasks, bench, tasks_of
+from lens_attr.evaluation.benchmark import Settings, bench
 from lens_attr.evaluation.results import COLUMNS, MODEL, BenchTable
 from lens_attr.evaluation.running import BATCH, SAMPLES, Methods
-from lens_attr.evaluation.tasks import Task, distractors, preceded
+from lens_attr.evaluation.tasks import Task, Tasks, distractors, preceded, tasks_of
 from lens_attr.evaluation.tasks.edits import same_rivals
 
 SENTENCES = (0, 1, 2, 4, 8)

@@ -23,7 +23,7 @@ from torch import Tensor
 
 from lens_attr import spelling
 from lens_attr.attribution.embeddings import Embeddings
-from lens_attr.errors import InputError, did_you_mean
+from lens_attr.errors import InputError, checked_count, did_you_mean
 from lens_attr.evaluation.baselines import BASELINES
 from lens_attr.evaluation.intervals import mean_interval, mean_intervals
 from lens_attr.evaluation.predictions import by_length, padded, positions, stand_in
@@ -39,7 +39,7 @@ from lens_attr.evaluation.running import (
     progress_bar,
 )
 from lens_attr.evaluation.store import Store, sample_table
-from lens_attr.evaluation.tasks import Task, TokenSample, View, text_read, view
+from lens_attr.evaluation.tasks import Tasks, TokenSample, View, tasks_of, text_read, view
 from lens_attr.graph import ModelGraph, resolve
 from lens_attr.graph.tokens import pad_rows, pad_token_id, token_string
 from lens_attr.rules import RuleSet
@@ -120,7 +120,7 @@ class Deletion:
 
 def bench_deletion(
     model: Any,
-    tasks: Task | Sequence[Task],
+    tasks: Tasks,
     methods: Methods = "all",
     *,
     n: int = 1000,
@@ -138,8 +138,8 @@ def bench_deletion(
 
     Args:
         model: as in `bench`, as ``methods``, ``options``, ``out`` and the rest.
-        tasks: samples; their answers do not matter. Texts become samples by
-            `tasks.paragraphs`.
+        tasks: names of built-in tasks, or samples; their answers do not matter. Texts become
+            samples by `tasks.paragraphs`.
         n: at most so many samples of each task.
         settings: how deletion is done.
 
@@ -150,12 +150,10 @@ def bench_deletion(
     settings = settings or Deletion()
     graph = resolve(model)
     chosen = methods_by_name(methods)
-    each = [tasks] if isinstance(tasks, Task) else list(tasks)
-    if n < 1 or batch_size < 1 or not each:
-        raise InputError("deletion needs a task, and n and batch_size of at least 1.")
+    batch_size = checked_count("batch_size", batch_size)
+    cut = tasks_of(tasks, n, settings.seed)
     if settings.delete in ("pad", "token"):
         _filler(graph, settings)  # refused now rather than after the first explanations
-    cut = [task.first(n) for task in each]
     views = {task.name: view(graph, task, truth=False) for task in cut}
     used = {name: _long_enough(graph, one, settings) for name, one in views.items()}
     metadata = metadata_of(graph, settings, options or {}, command)

@@ -27,7 +27,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from lens_attr.attribution.embeddings import Embeddings
-from lens_attr.errors import InputError
+from lens_attr.errors import InputError, checked_count
 from lens_attr.evaluation.baselines import BASELINES
 from lens_attr.evaluation.deletion import kept_tokens, ranked, units
 from lens_attr.evaluation.intervals import mean_intervals
@@ -45,7 +45,7 @@ from lens_attr.evaluation.running import (
     progress_bar,
 )
 from lens_attr.evaluation.store import Store
-from lens_attr.evaluation.tasks import Task, TokenSample, View, view
+from lens_attr.evaluation.tasks import Tasks, TokenSample, View, tasks_of, view
 from lens_attr.graph import ModelGraph, resolve
 from lens_attr.graph.tokens import token_string
 from lens_attr.rules import RuleSet
@@ -143,7 +143,7 @@ def n_left(masked: float, n: int) -> int:
 
 def bench_faithfulness(
     model: Any,
-    tasks: Task | Sequence[Task],
+    tasks: Tasks,
     methods: Methods = "all",
     *,
     n: int = 1000,
@@ -162,8 +162,8 @@ def bench_faithfulness(
 
     Args:
         model: as in `bench`, as ``methods``, ``options``, ``out`` and the rest.
-        tasks: samples, with an answer and a foil or without. Texts become samples by
-            `tasks.paragraphs`.
+        tasks: names of built-in tasks, or samples, with an answer and a foil or without. Texts
+            become samples by `tasks.paragraphs`.
         n: at most so many samples of each task.
         settings: how it is measured.
         batch_size: samples explained, and edited inputs run, at a time.
@@ -175,11 +175,10 @@ def bench_faithfulness(
     settings = settings or Faithfulness()
     graph = resolve(model)
     chosen = methods_by_name(methods)
-    each = [tasks] if isinstance(tasks, Task) else list(tasks)
-    if n < 1 or batch_size < 1 or not each:
-        raise InputError("faithfulness needs a task, and n and batch_size of at least 1.")
+    batch_size = checked_count("batch_size", batch_size)
+    cut = tasks_of(tasks, n, settings.seed)
     filler, layers = stand_in(graph, settings.token), _layers(graph, settings)
-    views = {task.name: view(graph, task.first(n), truth=False) for task in each}
+    views = {task.name: view(graph, task, truth=False) for task in cut}
     metadata = metadata_of(graph, settings, options or {}, command) | {"mode": MODE}
     store = Store(out, fingerprint_of(metadata, views))
     used, aims = {}, {}

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import hashlib
-import importlib.metadata
 import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -17,7 +16,6 @@ from numpy.typing import NDArray
 from rich.console import Console
 from rich.progress import Progress
 
-from lens_attr._version import __version__
 from lens_attr.attribution import MethodTable, Relevance, attribute
 from lens_attr.attribution.embeddings import Embeddings
 from lens_attr.errors import InputError, Notice, UnsupportedModelError, give_notice
@@ -31,6 +29,7 @@ from lens_attr.graph import ModelGraph
 from lens_attr.graph.fingerprint import fingerprint
 from lens_attr.rules import RuleSet
 from lens_attr.targets import Target
+from lens_attr.versions import versions
 
 Methods = str | Sequence[str | RuleSet]
 
@@ -211,14 +210,12 @@ def metadata_of(
     graph: ModelGraph, settings: Any, options: Mapping[str, Any], command: str
 ) -> dict[str, Any]:
     """What was run on what, for the record; ``settings`` is a dataclass."""
-    libraries = ("torch", "transformer-lens", "transformers", "numpy", "pandas")
     return {
         "model": graph.describe() | fingerprint(graph),
         "settings": asdict(settings),
         "options": {name: dict(values) for name, values in options.items()},
         "command": command,
-        "versions": {"lens_attr": __version__}
-        | {name: importlib.metadata.version(name) for name in libraries},
+        "versions": versions("numpy", "pandas"),
     }
 
 

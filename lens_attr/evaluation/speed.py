@@ -37,7 +37,7 @@ from lens_attr.evaluation.running import (
     progress_bar,
 )
 from lens_attr.evaluation.store import Store
-from lens_attr.evaluation.tasks import Task, TokenSample, View, view
+from lens_attr.evaluation.tasks import Tasks, TokenSample, View, tasks_of, view
 from lens_attr.graph import ModelGraph, resolve
 from lens_attr.graph.precision import Float64Throughout
 from lens_attr.graph.tokens import token_string
@@ -88,7 +88,7 @@ class Speed:
 
 def bench_speed(
     model: Any,
-    tasks: Task | Sequence[Task],
+    tasks: Tasks,
     *,
     exact: Any = None,
     n: int = 1000,
@@ -106,7 +106,8 @@ def bench_speed(
 
     Args:
         model: a TransformerLens model.
-        tasks: samples with an answer; all are timed, predicted correctly or not.
+        tasks: names of built-in tasks, or samples with an answer; all are timed, predicted
+            correctly or not.
         exact: the same model in float64, loaded under `Float64Throughout`, on which explicit
             AttnLRP is proved equal to ours; without it the explicit one is not timed.
         n: the first so many samples of each task.
@@ -116,14 +117,12 @@ def bench_speed(
         command: what the user typed, for the record.
 
     Raises:
-        InputError: no task, or ``out`` holds another run.
+        InputError: no task, two of one name, or ``out`` holds another run.
     """
     settings = settings or Speed()
     graph = resolve(model)
-    each = [tasks] if isinstance(tasks, Task) else list(tasks)
-    if n < 1 or not each:
-        raise InputError("speed needs a task, and n of at least 1.")
-    views = {task.name: view(graph, task.first(n), truth=False) for task in each}
+    chosen = tasks_of(tasks, n, settings.seed)
+    views = {task.name: view(graph, task, truth=False) for task in chosen}
     samples = {name: answered(one) for name, one in views.items()}
     where = machine(graph.device)
     metadata = metadata_of(graph, settings, {}, command) | {"mode": MODE, "machine": where}

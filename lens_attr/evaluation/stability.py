@@ -20,9 +20,8 @@ from jaxtyping import Float
 from numpy.typing import NDArray
 
 from lens_attr.attribution.embeddings import Embeddings
-from lens_attr.errors import InputError, did_you_mean
+from lens_attr.errors import InputError, checked_count, did_you_mean
 from lens_attr.evaluation.baselines import BASELINES
-from lens_attr.evaluation.benchmark import tasks_of
 from lens_attr.evaluation.intervals import Interval, mean_intervals
 from lens_attr.evaluation.predictions import target_of
 from lens_attr.evaluation.results import BenchTable, interval_rows
@@ -46,6 +45,7 @@ from lens_attr.evaluation.tasks import (
     TokenSample,
     View,
     edited,
+    tasks_of,
 )
 from lens_attr.evaluation.versions import Edited, Plan, plan
 from lens_attr.graph import ModelGraph, resolve
@@ -113,8 +113,7 @@ def bench_stability(
     settings = settings or Stability()
     graph = resolve(model)
     chosen = methods_by_name(methods)
-    if n < 1 or batch_size < 1:
-        raise InputError(f"n and batch_size must be at least 1, got {n} and {batch_size}.")
+    batch_size = checked_count("batch_size", batch_size)
     views: dict[str, View] = {}
     rest = {"keep_incorrect": settings.keep_incorrect, "seed": settings.seed}
     plans = [

@@ -310,10 +310,11 @@ class ModelGraph:
         inside = f"blocks.{pattern.layer}.attn."
         return [
             point
-            for point in self.every_point()
+            for point in self.every_point
             if point.name.startswith(inside) and point.place not in besides
         ]
 
+    @cached_property
     def every_point(self) -> list[Point]:
         """Every place a rule can act on, once."""
         seen = {id(hook): self._point(name) for name, hook in reversed(self._hook_points.items())}

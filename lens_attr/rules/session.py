@@ -273,7 +273,7 @@ class Session:
 
     def _suspend_outer(self) -> None:
         """The innermost context counts: silence the sessions already installed here."""
-        hooks = [hook for point in self.graph.every_point() for hook in point.own_hooks()]
+        hooks = [hook for point in self.graph.every_point for hook in point.own_hooks()]
         sessions = [found for h in hooks if (found := getattr(h, "session", None)) is not None]
         mine = [session for session in sessions if session.thread == self.thread]
         for outer in {id(session): session for session in mine}.values():

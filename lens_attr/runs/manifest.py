@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import importlib.metadata
 import json
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, replace
@@ -11,16 +10,15 @@ from typing import Any
 
 import torch
 
-from lens_attr._version import __version__
 from lens_attr.attribution.storage import write_whole
 from lens_attr.errors import InputError, SavedResultError
 from lens_attr.graph import ModelGraph
 from lens_attr.graph.fingerprint import fingerprint
 from lens_attr.runs.job import Job, digest
+from lens_attr.versions import versions
 
 FORMAT = 1
 MANIFEST, PLAN = "manifest.json", "plan.jsonl"
-LIBRARIES = ("torch", "transformer-lens", "transformers", "tokenizers")
 
 
 @dataclass(frozen=True)
@@ -111,7 +109,7 @@ class Manifest:
             InputError: with every difference.
         """
         self.refuse_other("job", self.job, job.deciding())
-        self.refuse_other("version", self.versions, versions())
+        self.refuse_other("version", self.versions, versions_now())
 
     def refuse_other_model(self, graph: ModelGraph) -> None:
         """Raise unless weights, tokenizer and device are those of the first start.
@@ -128,10 +126,9 @@ def _shown(value: Any) -> str:
     return text if len(text) <= 200 else text[:200] + "..."
 
 
-def versions() -> dict[str, str]:
+def versions_now() -> dict[str, str]:
     """Of everything the bits of a value can depend on."""
-    found = {name: importlib.metadata.version(name) for name in LIBRARIES}
-    return {"lens_attr": __version__} | found
+    return versions("tokenizers")
 
 
 def describe_model(graph: ModelGraph) -> dict[str, Any]:

@@ -21,7 +21,7 @@ from numpy.typing import NDArray
 from lens_attr.circuits import SelfRepair, self_repair
 from lens_attr.circuits.score_ablation import PAIR, SINGLE, TSG, Replace, check_options
 from lens_attr.circuits.self_repair_results import THRESHOLDS
-from lens_attr.errors import InputError
+from lens_attr.errors import checked_count
 from lens_attr.evaluation.benchmark import answered
 from lens_attr.evaluation.intervals import Interval, mean_intervals
 from lens_attr.evaluation.predictions import Prediction, predict, target_of
@@ -36,7 +36,7 @@ from lens_attr.evaluation.running import (
     progress_bar,
 )
 from lens_attr.evaluation.store import Store
-from lens_attr.evaluation.tasks import Task, TokenSample, View, view
+from lens_attr.evaluation.tasks import Tasks, TokenSample, View, tasks_of, view
 from lens_attr.graph import ModelGraph, resolve
 from lens_attr.graph.tokens import token_string
 from lens_attr.rules import RuleSet
@@ -99,7 +99,7 @@ class SelfRepairRun:
 
 def bench_self_repair(
     model: Any,
-    tasks: Task | Sequence[Task],
+    tasks: Tasks,
     *,
     n: int = 100,
     settings: SelfRepairSettings | None = None,
@@ -115,7 +115,7 @@ def bench_self_repair(
 
     Args:
         model: a TransformerLens model whose softmax is in the autograd graph.
-        tasks: samples with an answer.
+        tasks: names of built-in tasks, or samples with an answer.
         n: the first so many samples of each task.
         settings: how scores are ablated.
         out: folder for the results; a run stopped there goes on where it was.
@@ -129,11 +129,10 @@ def bench_self_repair(
     """
     settings = settings or SelfRepairSettings()
     graph = resolve(model)
-    each = [tasks] if isinstance(tasks, Task) else list(tasks)
-    if n < 1 or batch_size < 1 or not each:
-        raise InputError("self-repair needs a task, and n and batch_size of at least 1.")
+    batch_size = checked_count("batch_size", batch_size)
+    chosen = tasks_of(tasks, n, settings.seed)
     names = list(_checked(graph, settings, batch_size))
-    views = {task.name: view(graph, task.first(n), truth=False) for task in each}
+    views = {task.name: view(graph, task, truth=False) for task in chosen}
     samples = {name: answered(one) for name, one in views.items()}
     metadata = metadata_of(graph, settings, {}, command)
     metadata |= {"mode": MODE, COMPARED_AS: dict.fromkeys(METRICS, 1.0)}

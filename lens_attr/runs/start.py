@@ -23,7 +23,7 @@ from lens_attr.runs.manifest import (
     Manifest,
     describe_model,
     device_name,
-    versions,
+    versions_now,
 )
 from lens_attr.runs.memory import Need, available, budget, bytes_of, measure
 from lens_attr.runs.plan import Scanned, Shape, cut, scan
@@ -157,7 +157,7 @@ def _start(job: Job, model: Any, out: Path, scan_path: Path) -> Manifest:
         job_sha256=job.sha256,
         model=describe_model(graph),
         method=job.method,
-        versions=versions(),
+        versions=versions_now(),
         device=device_name(graph),
         threads=job.threads or max(1, torch.get_num_threads() // job.workers),
         input={

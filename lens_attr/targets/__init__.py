@@ -3,7 +3,15 @@
 from lens_attr.targets.greater_than import GreaterThan
 from lens_attr.targets.resolved import Resolved
 from lens_attr.targets.samples import sample_inputs
-from lens_attr.targets.targets import Logit, LogitDiff, LogProb, Metric, Target, TopLogit
+from lens_attr.targets.targets import (
+    Logit,
+    LogitDiff,
+    LogProb,
+    Metric,
+    Target,
+    TopLogit,
+    refuse_no_target,
+)
 
 __all__ = [
     "GreaterThan",
@@ -14,5 +22,6 @@ __all__ = [
     "Resolved",
     "Target",
     "TopLogit",
+    "refuse_no_target",
     "sample_inputs",
 ]

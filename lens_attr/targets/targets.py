@@ -340,3 +340,22 @@ def _top_logit(logits: Tensor, target: Resolved) -> Tensor:
 
 def _unused(logits: Tensor, target: Resolved) -> Tensor:
     raise AssertionError("a Metric reads all logits")
+
+
+def refuse_no_target(value: object, *, or_several: bool = False) -> None:
+    """Nothing, if it is a target.
+
+    Args:
+        value: what was given as one.
+        or_several: a list of them would do as well.
+
+    Raises:
+        InputError: it is none.
+    """
+    if isinstance(value, Target):
+        return
+    kinds = "la.Logit, la.LogitDiff, la.LogProb, la.TopLogit or la.Metric"
+    raise InputError(
+        f"target must be {kinds}{', or a list of them' * or_several}, got "
+        f"{type(value).__name__}: write la.Logit({value!r})."
+    )

@@ -13,7 +13,7 @@ from lens_attr.evaluation.tasks.edits import (
 from lens_attr.evaluation.tasks.files import Format, read
 from lens_attr.evaluation.tasks.interest import read_interest
 from lens_attr.evaluation.tasks.paragraphs import FUNCTION_WORDS, Interest, paragraphs
-from lens_attr.evaluation.tasks.task import GENERATED, Task, built_in, joined
+from lens_attr.evaluation.tasks.task import GENERATED, Task, Tasks, built_in, joined, tasks_of
 from lens_attr.evaluation.tasks.view import TokenSample, View, text_read, view
 
 __all__ = [
@@ -26,6 +26,7 @@ __all__ = [
     "Interest",
     "Pairs",
     "Task",
+    "Tasks",
     "TokenSample",
     "View",
     "built_in",
@@ -37,6 +38,7 @@ __all__ = [
     "read",
     "read_interest",
     "read_pairs",
+    "tasks_of",
     "text_read",
     "view",
 ]

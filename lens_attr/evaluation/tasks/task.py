@@ -9,7 +9,7 @@ from typing import Any
 
 from lens_attr.demo import TASKS as GENERATED
 from lens_attr.demo import generate
-from lens_attr.errors import InputError, did_you_mean
+from lens_attr.errors import InputError, checked_count, did_you_mean
 from lens_attr.types import Sample
 
 OPEN_VOCABULARY = ("qa",)
@@ -101,6 +101,25 @@ def built_in(name: str, n: int, seed: int = 0, attractor: str | None = None) -> 
         )
     samples = [_completed(s) for s in generate(name, n, seed, "heldout", attractor)]
     return Task(name, samples, f"lens_attr generator, split heldout, seed {seed}")
+
+
+Tasks = str | Task | Sequence[str | Task]
+"""Tasks, or names of built-in ones; one or several."""
+
+
+def tasks_of(tasks: Tasks, n: int, seed: int) -> list[Task]:
+    """The first ``n`` samples of each task; names become built-in tasks.
+
+    Raises:
+        InputError: no task, two of one name, or ``n`` is no whole number of at least 1.
+    """
+    n = checked_count("n", n)
+    each = [tasks] if isinstance(tasks, (str, Task)) else list(tasks)
+    found = [built_in(task, n, seed) if isinstance(task, str) else task.first(n) for task in each]
+    names = [task.name for task in found]
+    if not names or len(set(names)) < len(names):
+        raise InputError(f"tasks must be one or more of different names, got {names}.")
+    return found
 
 
 def joined(tasks: Sequence[Task]) -> dict[str, Task]:
