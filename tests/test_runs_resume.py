@@ -28,8 +28,9 @@ import torch
 from typer.testing import CliRunner
 
 import lens_attr as la
+from lens_attr import _version
 from lens_attr.cli import app
-from lens_attr.runs import manifest, ranks, start
+from lens_attr.runs import ranks, start
 from lens_attr.runs.lock import at_work
 
 
@@ -252,7 +253,7 @@ def test_a_changed_model_is_refused(tmp_path: Path) -> None:
 
 def test_a_changed_version_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     job = started(tmp_path)
-    monkeypatch.setattr(manifest, "__version__", "99.0")
+    monkeypatch.setattr(_version, "__version__", "99.0")
     with pytest.raises(la.InputError, match=r"lens_attr was '.*' and is '99\.0'"):
         dataset.run(job)
 

@@ -10,6 +10,7 @@ import torch
 from jaxtyping import Bool, Int
 from torch import Tensor
 
+from lens_attr._version import versions
 from lens_attr.attribution.comparison import Comparison
 from lens_attr.attribution.embeddings import Baseline, Embeddings
 from lens_attr.attribution.explainer import Explained, Explainer
@@ -38,7 +39,6 @@ from lens_attr.graph.tokens import (
 )
 from lens_attr.rules import RuleSet
 from lens_attr.targets import Resolved, Target, refuse_no_target
-from lens_attr.versions import versions
 
 COMPARED = ("gradient_x_input", "lrp", "attnlrp", "gim")
 """What `compare` compares unless told otherwise."""

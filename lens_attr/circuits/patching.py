@@ -14,6 +14,7 @@ import torch
 from jaxtyping import Bool, Float
 from torch import Tensor
 
+from lens_attr._version import versions
 from lens_attr.circuits.aligned import (
     noting_equal_pairs,
     real_positions,
@@ -39,7 +40,6 @@ from lens_attr.graph.partial import (
 )
 from lens_attr.graph.tokens import Text, TokenBatch, tokenize
 from lens_attr.targets import Resolved, Target, refuse_no_target
-from lens_attr.versions import versions
 
 PatchUnit = Literal["head", "attn_out", "mlp_out", "resid", "q", "k", "v", "pattern"]
 Mode = Literal["denoise", "noise"]

@@ -16,6 +16,7 @@ from numpy.typing import NDArray
 from rich.console import Console
 from rich.progress import Progress
 
+from lens_attr._version import versions
 from lens_attr.attribution import MethodTable, Relevance, attribute
 from lens_attr.attribution.embeddings import Embeddings
 from lens_attr.errors import InputError, Notice, UnsupportedModelError, give_notice
@@ -29,7 +30,6 @@ from lens_attr.graph import ModelGraph
 from lens_attr.graph.fingerprint import fingerprint
 from lens_attr.rules import RuleSet
 from lens_attr.targets import Target
-from lens_attr.versions import versions
 
 Methods = str | Sequence[str | RuleSet]
 

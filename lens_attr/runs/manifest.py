@@ -10,12 +10,12 @@ from typing import Any
 
 import torch
 
+from lens_attr._version import versions
 from lens_attr.attribution.storage import write_whole
 from lens_attr.errors import InputError, SavedResultError
 from lens_attr.graph import ModelGraph
 from lens_attr.graph.fingerprint import fingerprint
 from lens_attr.runs.job import Job, digest
-from lens_attr.versions import versions
 
 FORMAT = 1
 MANIFEST, PLAN = "manifest.json", "plan.jsonl"
