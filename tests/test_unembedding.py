@@ -10,7 +10,7 @@ import torch
 from tiny import EXACT, error, explain
 from torch import Tensor
 
-from lens_attr.graph import resolve
+from lens_attr.graph import resolve, unembedding
 from lens_attr.graph.unembedding import unembeds_by_copy
 
 HOOKED = [case for case in tiny.on_backends(tiny.FAMILIES) if case[1] == "hooked"]
@@ -77,6 +77,17 @@ def test_hook_points_of_the_unembedding_fire_and_may_change_it() -> None:
         found = explain(model, "attnlrp", ids)
     assert len(seen) == 1
     assert error(found.tokens, 2 * plain.tokens) <= 1e-6
+
+
+def test_where_a_view_would_be_multiplied_wrongly_the_copy_is_made(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    assert "mps" in unembedding.WRONG_VIEWS
+    monkeypatch.setattr(unembedding, "WRONG_VIEWS", ("cpu",))
+    model = tiny.model("gpt2", "hooked")
+    with Copies(model.W_U) as run:
+        resolve(model).forward(tiny.token_ids("gpt2"), None)
+    assert run.times == 1
 
 
 def test_a_model_with_a_forward_of_its_own_runs_it() -> None:

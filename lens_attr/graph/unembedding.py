@@ -14,17 +14,21 @@ from jaxtyping import Float
 from torch import Tensor, nn
 from torch.nn.functional import linear
 
+WRONG_VIEWS = ("mps",)
+"""Devices where ``linear`` of a view may be silently wrong: torch 2.8 (pytorch issue 161640)."""
+
 
 def unembeds_by_copy(model: nn.Module) -> bool:
     """Whether `logits_from` may stand in for the end of this forward.
 
     Not for a subclass or another unembedding, nor where someone's hook waits on the modules whose
-    own forward would be left out.
+    own forward would be left out, nor on a device of `WRONG_VIEWS`.
     """
     if not _is_lens(model, "HookedTransformer"):
         return False
     unembed: Any = model.unembed
-    return _is_lens(unembed, "Unembed") and not (_has_hooks(model) or _has_hooks(unembed))
+    left_out = _is_lens(unembed, "Unembed") and not (_has_hooks(model) or _has_hooks(unembed))
+    return left_out and unembed.W_U.device.type not in WRONG_VIEWS
 
 
 def logits_from(
