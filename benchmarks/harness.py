@@ -6,7 +6,6 @@ run by run. On a GPU every reading of the clock waits for the device first.
 
 from __future__ import annotations
 
-import importlib.metadata
 import os
 import platform
 import tempfile
@@ -23,6 +22,7 @@ import torch
 import transformers
 
 import lens_attr as la
+from lens_attr._version import versions
 from lens_attr.evaluation.machine import machine as hardware
 from lens_attr.graph import backend_class
 from lens_attr.runs.memory import peak_of
@@ -286,7 +286,6 @@ def setting(shape: Shape, backend: str, batch: int, length: int, layers: int | N
 
 def machine(options: Options) -> dict[str, Any]:
     """Where and with what it ran."""
-    libraries = ("torch", "transformer-lens", "transformers")
     return {
         "date": time.strftime("%Y-%m-%d"),
         **hardware(torch.device(options.device)),
@@ -294,8 +293,7 @@ def machine(options: Options) -> dict[str, Any]:
         "dtype": "float32",
         "allocator": {name: os.environ[name] for name in sorted(os.environ) if "MALLOC" in name},
         "python": platform.python_version(),
-        "versions": {"lens_attr": la.__version__}
-        | {name: importlib.metadata.version(name) for name in libraries},
+        "versions": versions(),
     }
 
 

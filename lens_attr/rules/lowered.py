@@ -156,6 +156,7 @@ class _Unobserved:
         self.graph = graph
         self.places = {hook.point.place for hook in ours}
         self.patterns = {point.name for point in graph.points("pattern")}
+        self.sides = [*graph.points("q"), *graph.points("k")]
         self.forks = {point.name for point in graph.points("norm_scale")}
         if graph.points("mlp_up"):
             self.forks |= {point.name for point in graph.points("mlp_pre")}
@@ -175,8 +176,7 @@ class _Unobserved:
         movable = only_factors and not hook.is_read and not hook.point.watched
         if not (movable and self._behind_pattern(hook.point)):
             return [hook.point]
-        sides = [*self.graph.points("q"), *self.graph.points("k")]
-        return [point for point in sides if point.layer == hook.point.layer]
+        return [point for point in self.sides if point.layer == hook.point.layer]
 
     def _behind_pattern(self, point: Point) -> bool:
         """Whether it is a pattern, and no hook waits for a gradient that comes through it."""

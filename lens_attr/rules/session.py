@@ -75,10 +75,6 @@ class PointHook:
         self.is_cut = True
         return activation.detach()
 
-    def clear_count(self) -> None:
-        """Count from zero."""
-        self.calls = 0
-
 
 def _refuse_no_gradient(rule: Rule, point: Point, result: Any, grad: Tensor) -> None:
     if isinstance(result, Tensor) and result.shape == grad.shape:
@@ -183,7 +179,7 @@ class Session:
     def clear_counts(self) -> None:
         """Count from zero, before another backward of the same forward."""
         for hook in self.hooks:
-            hook.clear_count()
+            hook.calls = 0
 
     def verify(self) -> None:
         """Raise if a rule did not act.
